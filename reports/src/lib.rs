@@ -1,0 +1,9 @@
+//! What a run leaves behind: the [run record](RunRecord), its schema, the metrics in it, and what is drawn
+//! from it for people.
+//!
+//! This crate measures nothing. It holds the names that scenarios, engines and other programs agree on.
+
+pub mod metric;
+pub mod record;
+
+pub use record::{RunRecord, SCHEMA_VERSION, schema};
