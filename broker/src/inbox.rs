@@ -1,0 +1,38 @@
+//! What reaches a shard from other threads.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use crate::memory::Batch;
+
+/// A message for a shard.
+pub(crate) enum Message {
+    /// A client thread opened a port of the memory transport.
+    Port { id: usize, batches: Sender<Batch>, waker: Arc<mio::Waker> },
+    /// Frames from a port.
+    Batch { port: usize, batch: Batch, unread: Arc<std::sync::atomic::AtomicUsize> },
+}
+
+/// The way to a shard: a queue, and what wakes the shard up.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbox {
+    messages: Sender<Message>,
+    waker: Arc<mio::Waker>,
+}
+
+impl Inbox {
+    /// Hands over a message; false if the shard is gone.
+    pub(crate) fn send(&self, message: Message) -> bool {
+        let sent = self.messages.send(message).is_ok();
+        wake(&self.waker);
+        sent
+    }
+}
+
+/// Wakes a reactor. It can fail only if the reactor's descriptors are gone, and then nobody waits.
+pub(crate) fn wake(waker: &mio::Waker) {
+    if let Err(error) = waker.wake() {
+        tracing::debug!(%error, "a reactor cannot be woken");
+    }
+}

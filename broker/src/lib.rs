@@ -1,0 +1,49 @@
+//! The hub's runtime: what listens, carries bytes and serves around the sans-IO hub core.
+//!
+//! * [`HubServer`] is a local IoT Hub over MQTT: TCP, and a [memory transport](memory) for fleets beyond the
+//!   descriptor limit.
+//! * [`blob::BlobServer`] serves firmware over HTTP.
+
+pub mod blob;
+mod clock;
+mod inbox;
+mod listen;
+pub mod memory;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use clock::Clock;
+pub use listen::ListenError;
+
+/// Which of a hub's shards a device belongs to.
+#[derive(Clone)]
+pub struct Assign(Arc<dyn Fn(&str, usize) -> usize + Send + Sync>);
+
+impl Assign {
+    /// Devices go where `shard(device id, number of shards)` says; beyond the last shard counts as the last.
+    pub fn by(shard: impl Fn(&str, usize) -> usize + Send + Sync + 'static) -> Self {
+        Self(Arc::new(shard))
+    }
+
+    /// Devices are spread by a hash of their id.
+    #[must_use]
+    pub fn by_hash() -> Self {
+        Self::by(|device, shards| {
+            use std::hash::{BuildHasher, BuildHasherDefault};
+            let hash = BuildHasherDefault::<rustc_hash::FxHasher>::default().hash_one(device);
+            // The high bits are the well-mixed ones.
+            ((u128::from(hash) * shards as u128) >> 64) as usize
+        })
+    }
+
+    pub(crate) fn shard(&self, device: &str, shards: usize) -> usize {
+        if shards <= 1 { 0 } else { (self.0)(device, shards).min(shards - 1) }
+    }
+}
+
+impl fmt::Debug for Assign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Assign")
+    }
+}
