@@ -1,0 +1,7 @@
+//! The harness: it makes a fleet of virtual devices, runs a scenario on it, and measures what comes out.
+//!
+//! An engine (virtual or live) runs the scenario's [`timeline`] and feeds a [`measure::Meter`];
+//! [`run`] judges the outcome and writes the run record.
+
+pub mod measure;
+pub mod scenario;

@@ -1,0 +1,481 @@
+//! What a scenario file says, as types. Every section has defaults, so that a minimal scenario is short; every
+//! key that is not here is an error.
+//!
+//! The doc comments of this module are the descriptions in the JSON Schema and the reference in
+//! `docs/scenario.md`: they say what a key means to the run, in which unit, and what its default is for.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::dist::Dist;
+use super::expect::Expectations;
+use super::quantity::{Bandwidth, ByteSize, Count, Percent, Span, TimeOfDay};
+use super::step::Step;
+
+/// A whole scenario: a fleet, what happens to it, and what is expected of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Version of this format; this is 1.
+    pub schema: SchemaVersion,
+    /// Short name, which heads the summary and the run record.
+    pub name: String,
+    /// One line that says what the scenario shows.
+    #[serde(default)]
+    pub description: String,
+    /// Seed of every random draw. The same scenario and seed give the same virtual run, bit for bit.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+    /// Time of the day, UTC, at which the run starts by the devices' calendar: what maintenance windows count from.
+    #[serde(default)]
+    pub clock: TimeOfDay,
+    /// The devices.
+    pub fleet: FleetSpec,
+    /// The releases that configurations can roll out.
+    #[serde(default, rename = "release")]
+    pub releases: Vec<Release>,
+    /// How every device's agent behaves.
+    #[serde(default)]
+    pub agent: Agent,
+    /// The hub.
+    #[serde(default)]
+    pub hub: Hub,
+    /// The service that grants downloads.
+    #[serde(default)]
+    pub grant: Grant,
+    /// The store that payloads are downloaded from.
+    #[serde(default)]
+    pub blob: Blob,
+    /// Settings that only the live engine has.
+    #[serde(default)]
+    pub live: Live,
+    /// Limits of the run itself.
+    #[serde(default)]
+    pub harness: Harness,
+    /// What happens, in order. A step starts when the one before it has ended, or at its `at`.
+    #[serde(default, rename = "step")]
+    pub steps: Vec<Step>,
+    /// What is expected at the end: a metric's name and a condition, such as
+    /// `"fan_out_latency.p99" = "<= 500ms"`.
+    #[serde(default)]
+    pub expect: Expectations,
+}
+
+/// Version of the scenario format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u64", into = "u64")]
+#[schemars(extend("const" = 1))]
+pub struct SchemaVersion(u64);
+
+impl TryFrom<u64> for SchemaVersion {
+    type Error = String;
+
+    fn try_from(version: u64) -> Result<Self, String> {
+        match version {
+            1 => Ok(Self(1)),
+            other => Err(format!("schema {other} is not one that this program reads; it reads schema = 1")),
+        }
+    }
+}
+
+impl From<SchemaVersion> for u64 {
+    fn from(version: SchemaVersion) -> Self {
+        version.0
+    }
+}
+
+/// The devices of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FleetSpec {
+    /// How many devices there are.
+    pub devices: Count,
+    /// The release that every device runs when the run starts.
+    #[serde(default)]
+    pub release: RunningRelease,
+    /// Kinds of devices. Without any, the whole fleet is one group of defaults, named `all`.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<Group>,
+}
+
+/// What a device runs when the run starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunningRelease {
+    /// The release's id.
+    pub id: String,
+    /// Its sequence number; a release with a lower or equal one is a downgrade.
+    pub seq: u64,
+}
+
+impl Default for RunningRelease {
+    fn default() -> Self {
+        Self { id: "fw-1".to_owned(), seq: 1 }
+    }
+}
+
+/// Devices that are alike: their part of the fleet, their tags, their link, and how they install.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// The group's name, for steps and `--set`.
+    pub name: String,
+    /// Its part of the fleet: a percentage, or `"rest"` for what the other groups leave.
+    #[serde(default)]
+    pub share: Share,
+    /// The tags in the twin of each of its devices, for target conditions.
+    #[serde(default)]
+    pub tags: BTreeMap<String, serde_json::Value>,
+    /// Its devices' connection.
+    #[serde(default)]
+    pub link: Link,
+    /// How fast a device hashes what it downloaded.
+    #[serde(default = "defaults::verify")]
+    pub verify: Bandwidth,
+    /// How long a device writes the release into its inactive slot.
+    #[serde(default = "defaults::install")]
+    pub install: Dist,
+    /// How long a device is away when it boots, after an update or a power cut.
+    #[serde(default = "defaults::reboot")]
+    pub reboot: Dist,
+    /// How long the health checks after an update take.
+    #[serde(default = "defaults::probation")]
+    pub probation: Dist,
+    /// Chance that a device of this group does not boot a new release, and falls back to the old slot.
+    #[serde(default)]
+    pub boot_failure: Percent,
+    /// Chance that a device of this group boots a new release but is not healthy, and rolls back.
+    #[serde(default)]
+    pub health_failure: Percent,
+    /// Chance that a device of this group cannot write a new release into its slot.
+    #[serde(default)]
+    pub install_failure: Percent,
+    /// When a device may start an update; at any time if this is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<MaintenanceWindow>,
+}
+
+impl Group {
+    /// A group of defaults that takes what other groups leave.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            share: Share::Rest,
+            tags: BTreeMap::new(),
+            link: Link::default(),
+            verify: defaults::verify(),
+            install: defaults::install(),
+            reboot: defaults::reboot(),
+            probation: defaults::probation(),
+            boot_failure: Percent::ZERO,
+            health_failure: Percent::ZERO,
+            install_failure: Percent::ZERO,
+            window: None,
+        }
+    }
+}
+
+/// A group's part of the fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Share {
+    /// So much of the fleet.
+    Of(Percent),
+    /// What the groups with a percentage leave, in equal parts if several groups say so.
+    #[default]
+    Rest,
+}
+
+/// A device's connection to the hub and to the blob store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// One-way latency. Drawn once for a device: it is near or far.
+    #[serde(default = "defaults::latency")]
+    pub latency: Dist,
+    /// Share of messages that are lost once on the way. The connection sends them again (200 ms and a round trip
+    /// later for each loss in a row), so loss shows as lateness, and as slower downloads.
+    #[serde(default)]
+    pub loss: Percent,
+    /// From the network to the device.
+    #[serde(default = "defaults::down")]
+    pub down: Bandwidth,
+    /// From the device to the network.
+    #[serde(default = "defaults::up")]
+    pub up: Bandwidth,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { latency: defaults::latency(), loss: Percent::ZERO, down: defaults::down(), up: defaults::up() }
+    }
+}
+
+/// A daily time in which updates may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceWindow {
+    /// When it opens, UTC.
+    pub opens: TimeOfDay,
+    /// How long it stays open, at most a day.
+    pub lasts: Span,
+}
+
+/// A release that configurations can roll out, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// The release's id.
+    pub id: String,
+    /// Its sequence number. Devices refuse one that does not rise, unless the configuration permits a downgrade.
+    pub seq: u64,
+    /// Size of the payload.
+    #[serde(default = "defaults::size")]
+    pub size: ByteSize,
+    /// Defect: chance that a device does not boot it.
+    #[serde(default)]
+    pub boot_failure: Percent,
+    /// Defect: chance that a device boots it and finds itself unhealthy.
+    #[serde(default)]
+    pub health_failure: Percent,
+    /// Defect: chance that a device cannot write it into its slot.
+    #[serde(default)]
+    pub install_failure: Percent,
+    /// Defect: the stored payload's bytes do not match the digest that was signed.
+    #[serde(default)]
+    pub corrupt: bool,
+    /// Whether the reference that devices get carries a signature that they accept.
+    #[serde(default)]
+    pub signature: Signature,
+}
+
+/// Whether a release's signature holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Signature {
+    /// Devices accept it.
+    #[default]
+    Good,
+    /// Devices refuse the release before they download anything.
+    Bad,
+}
+
+/// The policy that all agents of the fleet share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// An agent waits a random time up to this before it asks for a download.
+    pub splay: Span,
+    /// After this long without an answer a request counts as lost and is made again.
+    pub request_timeout: Span,
+    /// Waits between attempts at a grant or a download.
+    pub backoff: Backoff,
+    /// Attempts at a grant or a download before the update fails.
+    pub attempts: u16,
+    /// Waits between attempts to connect.
+    pub reconnect: Backoff,
+    /// Health checks that take longer than this count as failed, and the agent rolls back.
+    pub probation_timeout: Span,
+    /// A download's progress is made durable every so many bytes: what a power cut can cost.
+    pub checkpoint: ByteSize,
+    /// MQTT keep-alive; `"0s"` turns it off.
+    pub keep_alive: Span,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            splay: Span::from_secs(5),
+            request_timeout: Span::from_secs(30),
+            backoff: Backoff { first: Span::from_secs(1), max: Span::from_secs(60) },
+            attempts: 8,
+            reconnect: Backoff { first: Span::from_secs(1), max: Span::from_secs(120) },
+            probation_timeout: Span::from_secs(300),
+            checkpoint: ByteSize::from_bytes(256 << 10),
+            keep_alive: Span::from_secs(240),
+        }
+    }
+}
+
+/// Waits that double from `first` up to `max`; each is drawn at random between nothing and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Backoff {
+    /// The longest that the first wait can be.
+    pub first: Span,
+    /// The longest that any wait can be.
+    pub max: Span,
+}
+
+/// The hub: how fast it may be used, and how often it applies configurations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hub {
+    /// Whose limits hold.
+    pub tier: Tier,
+    /// Units of that tier; most limits grow with them.
+    pub units: u32,
+    /// When the hub applies configurations to twins: at once, or every so often, as IoT Hub does every five minutes.
+    pub configuration_cycle: Cycle,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { tier: Tier::None, units: 1, configuration_cycle: Cycle::Immediate }
+    }
+}
+
+/// A tier of IoT Hub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Tier {
+    /// No limits.
+    #[default]
+    #[serde(rename = "none")]
+    None,
+    /// 400,000 messages a day and unit.
+    S1,
+    /// 6,000,000 messages a day and unit.
+    S2,
+    /// 300,000,000 messages a day and unit.
+    S3,
+}
+
+/// When configurations reach twins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cycle {
+    /// With the change.
+    #[default]
+    Immediate,
+    /// At the next multiple of this span since the start.
+    Every(Span),
+}
+
+/// The service that answers a device's request for a download with a signed, expiring URL.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grant {
+    /// How the URL reaches the device.
+    pub channel: Channel,
+    /// How long the service takes to answer.
+    pub latency: Dist,
+    /// How long a URL is good for.
+    pub url_ttl: Span,
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self { channel: Channel::Method, latency: Dist::millis(5, 20), url_ttl: Span::from_secs(3600) }
+    }
+}
+
+/// How a grant reaches the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Channel {
+    /// A direct method: the device must be connected.
+    #[default]
+    Method,
+    /// A cloud-to-device message: queued until the device takes it.
+    C2d,
+}
+
+/// The store that payloads are downloaded from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Blob {
+    /// What the store sends in all, shared evenly by the downloads under way.
+    pub bandwidth: Bandwidth,
+    /// Time to the first byte of an answer, beside the link's latency.
+    pub latency: Dist,
+    /// Downloads at once; more wait their turn. 0 is no limit.
+    pub concurrency: u32,
+}
+
+impl Default for Blob {
+    fn default() -> Self {
+        Self {
+            bandwidth: Bandwidth::from_bits_per_second(10_000_000_000),
+            latency: Dist::millis(5, 20),
+            concurrency: 0,
+        }
+    }
+}
+
+/// Settings that only the live engine has. They change how fast a run is, never what it means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Live {
+    /// Threads of the embedded hub.
+    pub hub_threads: u16,
+    /// Threads that the virtual devices live on.
+    pub device_threads: u16,
+    /// Threads of the embedded blob endpoint.
+    pub blob_threads: u16,
+    /// TCP port of the embedded hub or broker; 0 takes a free one.
+    pub port: u16,
+    /// HTTP port of the embedded blob endpoint; 0 takes a free one.
+    pub blob_port: u16,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self { hub_threads: 1, device_threads: 1, blob_threads: 1, port: 0, blob_port: 0 }
+    }
+}
+
+/// Limits of the run itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Harness {
+    /// A run whose own timers were later than this (99 % of them were not) is invalid: it measured the harness.
+    pub max_lag: Span,
+    /// The run ends after this long, whatever its steps still wait for.
+    pub max_duration: Span,
+    /// How long a run that was aborted waits for the devices that were under way.
+    pub settle: Span,
+}
+
+impl Default for Harness {
+    fn default() -> Self {
+        Self {
+            max_lag: Span::from_millis(250),
+            max_duration: Span::from_secs(2 * 3600),
+            settle: Span::from_secs(30),
+        }
+    }
+}
+
+/// Values of keys that a file leaves out.
+mod defaults {
+    use super::{Bandwidth, ByteSize, Dist};
+
+    pub(super) const fn seed() -> u64 {
+        1
+    }
+    pub(super) const fn latency() -> Dist {
+        Dist::millis(20, 80)
+    }
+    pub(super) const fn down() -> Bandwidth {
+        Bandwidth::from_bits_per_second(20_000_000)
+    }
+    pub(super) const fn up() -> Bandwidth {
+        Bandwidth::from_bits_per_second(5_000_000)
+    }
+    pub(super) const fn verify() -> Bandwidth {
+        Bandwidth::from_bits_per_second(160_000_000)
+    }
+    pub(super) const fn install() -> Dist {
+        Dist::millis(5_000, 15_000)
+    }
+    pub(super) const fn reboot() -> Dist {
+        Dist::millis(20_000, 40_000)
+    }
+    pub(super) const fn probation() -> Dist {
+        Dist::millis(5_000, 10_000)
+    }
+    pub(super) const fn size() -> ByteSize {
+        ByteSize::from_bytes(64 << 10)
+    }
+}
