@@ -1,0 +1,500 @@
+//! The update: from what the twin asks for to a committed release, or to a reason why not.
+
+use core::time::Duration;
+
+use fleetwave_protocol::time::{Instant, WallTime, micros};
+
+use super::{Agent, Turn};
+use crate::journal::{Phase, Record};
+use crate::twin::Desired;
+use crate::{
+    Effect, FetchError, GrantAnswer, HealthError, ReleaseId, ResultCode, State, StorageError, VerifyError,
+};
+
+/// Where the update stands, with what that needs. [`State`] is its public face.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing under way.
+    Idle,
+    /// `release` waits for its turn to be started, or (when staged) to be booted.
+    Deferred { release: ReleaseId, until: Instant },
+    /// Picked up after a cold start: goes on once the twin has been read.
+    Resuming,
+    /// A record is being made durable; `then` relies on it.
+    Persisting { record: Record, then: Then },
+    /// A record could not be made durable; tries again then.
+    PersistPause { record: Record, then: Then, until: Instant },
+    /// Wants a grant; asked for it if there is a deadline.
+    Granting { until: Instant },
+    /// Bytes are coming.
+    Downloading,
+    /// Being verified.
+    Verifying,
+    /// Being put into the slot.
+    Staging,
+    /// The device is about to go down.
+    Rebooting,
+    /// On trial: healthy or not known yet.
+    Probation { until: Instant, healthy: bool },
+    /// The slot is being made the default one.
+    Committing,
+    /// Pauses before the next grant or download.
+    Backoff { until: Instant },
+}
+
+/// What a record is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Ask for a grant.
+    Grant,
+    /// Boot the slot when that is allowed.
+    WaitForReboot,
+    /// Boot the slot now.
+    Reboot,
+    /// Go back to the committed slot.
+    Revert,
+    /// The update has ended.
+    Rest,
+}
+
+impl Step {
+    pub(super) fn deadline(self) -> Instant {
+        match self {
+            Self::Deferred { until, .. }
+            | Self::PersistPause { until, .. }
+            | Self::Granting { until }
+            | Self::Backoff { until }
+            | Self::Probation { until, .. } => until,
+            _ => Instant::NEVER,
+        }
+    }
+}
+
+impl Agent {
+    fn in_flight(&self) -> Option<ReleaseId> {
+        match self.step {
+            Step::Deferred { release, .. } => Some(release),
+            _ => self.durable.pending.map(|pending| pending.release),
+        }
+    }
+
+    /// Goes on from the durable records alone, and from what the device really runs.
+    pub(super) fn resume(&mut self, turn: &mut Turn<'_>, running: ReleaseId) {
+        let releases = turn.cx.releases;
+        let trial = self.durable.pending.is_some_and(|pending| releases.same(pending.release, running));
+        if !trial {
+            // Someone may have flashed the device by hand: what it runs is what it has to say.
+            self.durable.committed = running;
+        }
+        let Some(pending) = self.durable.pending else { return };
+        let release = pending.release;
+        match pending.phase {
+            Phase::Staged { .. } if trial => {
+                let until = turn.now.at + turn.cx.policy.probation_timeout;
+                self.enter(turn, Step::Probation { until, healthy: false }, State::Probation);
+                turn.emit(Effect::CheckHealth);
+            }
+            Phase::Reverting(code) if trial => self.revert(turn, release, code),
+            Phase::Started { .. } if trial => self.revert(turn, release, ResultCode::BootFailed),
+            Phase::Reverting(code) => self.end(turn, release, code),
+            Phase::Staged { boots } if boots >= turn.cx.policy.boot_attempts => {
+                self.end(turn, release, ResultCode::BootFailed);
+            }
+            Phase::Started { starts } if starts >= turn.cx.policy.start_attempts => {
+                self.end(turn, release, ResultCode::StartLoop);
+            }
+            Phase::Staged { .. } | Phase::Started { .. } => self.step = Step::Resuming,
+        }
+    }
+
+    /// Takes every step that needs no more events: called at the end of each turn.
+    pub(super) fn advance(&mut self, turn: &mut Turn<'_>) {
+        if self.is_online() {
+            self.reconcile(turn);
+        }
+        match self.step {
+            Step::Resuming if self.is_online() => match self.durable.pending {
+                Some(pending) if matches!(pending.phase, Phase::Staged { .. }) => {
+                    self.wait_for_reboot(turn, pending.release);
+                }
+                Some(pending) => self.persist(turn, Record::Started(pending.release), Then::Grant),
+                None => self.step = Step::Idle,
+            },
+            Step::Granting { until: Instant::NEVER } if self.is_online() => self.ask_for_grant(turn),
+            Step::Probation { healthy: true, .. }
+                if self.is_online() || !turn.cx.policy.probation_needs_hub =>
+            {
+                self.enter(turn, Step::Committing, State::Committing);
+                turn.emit(Effect::CommitSlot);
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings what is under way in line with what is desired, where that is safe.
+    fn reconcile(&mut self, turn: &mut Turn<'_>) {
+        let wanted = match self.desired {
+            Desired::Release(release) => Some(release),
+            Desired::Nothing | Desired::Cancelled(_) => None,
+        };
+        let safe = match self.step {
+            Step::Idle
+            | Step::Resuming
+            | Step::Deferred { .. }
+            | Step::Granting { .. }
+            | Step::Downloading
+            | Step::Verifying
+            | Step::Staging
+            | Step::Backoff { .. } => true,
+            // From here on the slot decides: the next release waits for the end of this one.
+            Step::Persisting { .. }
+            | Step::PersistPause { .. }
+            | Step::Rebooting
+            | Step::Probation { .. }
+            | Step::Committing => false,
+        };
+        if !safe {
+            return;
+        }
+        match (self.in_flight(), wanted) {
+            (Some(release), Some(wanted)) if turn.cx.releases.same(release, wanted) => {}
+            (Some(release), wanted) => {
+                let code = if wanted.is_some() { ResultCode::Superseded } else { ResultCode::Cancelled };
+                if self.step == Step::Downloading {
+                    turn.emit(Effect::AbortFetch);
+                }
+                turn.emit(Effect::Discard);
+                self.fetched = 0;
+                self.end(turn, release, code);
+            }
+            (None, Some(wanted)) => self.consider(turn, wanted),
+            (None, None) => self.show(turn, State::Idle),
+        }
+    }
+
+    /// Starts the update to `wanted`, unless the device has it, has given it up, or must not take it.
+    fn consider(&mut self, turn: &mut Turn<'_>, wanted: ReleaseId) {
+        let releases = turn.cx.releases;
+        if releases.same(wanted, self.durable.committed) {
+            self.show(turn, State::Idle);
+            return;
+        }
+        if let Some((release, code)) = self.durable.last
+            && code.is_failure()
+            && release == wanted
+        {
+            self.show(turn, State::Failed);
+            return;
+        }
+        let release = &releases[wanted];
+        let refusal = match release.trust {
+            Err(code) => Some(code),
+            Ok(()) if release.size > turn.cx.policy.slot_size => Some(ResultCode::TooLarge),
+            Ok(()) if release.sequence < releases[self.durable.committed].sequence && !release.downgrade => {
+                Some(ResultCode::Downgrade)
+            }
+            Ok(()) => None,
+        };
+        if let Some(code) = refusal {
+            self.end(turn, wanted, code);
+            return;
+        }
+        self.tries = 0;
+        self.mismatches = 0;
+        self.fetched = 0;
+        let delay = self.rng.between(0, micros(turn.cx.policy.splay));
+        let until = turn.now.at + Duration::from_micros(delay);
+        self.enter(turn, Step::Deferred { release: wanted, until }, State::Deferred);
+    }
+
+    /// How long until the maintenance window is open, with a random part of its length so that a fleet does not
+    /// start on the stroke.
+    fn window_wait(&mut self, turn: &Turn<'_>) -> Duration {
+        let Some(window) = turn.cx.policy.window else { return Duration::ZERO };
+        let wait = window.wait(turn.now.wall);
+        if wait.is_zero() {
+            return wait;
+        }
+        let spread = turn.cx.policy.splay.min(window.lasts / 2);
+        let spread = self.rng.between(0, micros(spread));
+        wait + Duration::from_micros(spread)
+    }
+
+    fn wait_for_reboot(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
+        let wait = self.window_wait(turn);
+        if wait.is_zero() {
+            self.enter(turn, Step::Rebooting, State::Rebooting);
+            self.persist(turn, Record::Booting(release), Then::Reboot);
+        } else {
+            let until = turn.now.at + wait;
+            self.enter(turn, Step::Deferred { release, until }, State::Deferred);
+        }
+    }
+
+    pub(super) fn step_deadline(&mut self, turn: &mut Turn<'_>) {
+        if self.step.deadline() > turn.now.at {
+            return;
+        }
+        match self.step {
+            Step::Deferred { release, .. } => self.turn_has_come(turn, release),
+            Step::PersistPause { record, then, .. } => self.persist(turn, record, then),
+            Step::Granting { .. } => self.failed(turn, ResultCode::GrantTimeout),
+            Step::Backoff { .. } => self.try_again(turn),
+            Step::Probation { .. } => {
+                let release = self.pending_release();
+                self.revert(turn, release, ResultCode::ProbationTimeout);
+            }
+            _ => {}
+        }
+    }
+
+    fn turn_has_come(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
+        if self.durable.pending.is_some_and(|pending| matches!(pending.phase, Phase::Staged { .. })) {
+            self.wait_for_reboot(turn, release);
+            return;
+        }
+        let wait = self.window_wait(turn);
+        if wait.is_zero() {
+            self.persist(turn, Record::Started(release), Then::Grant);
+        } else {
+            self.step = Step::Deferred { release, until: turn.now.at + wait };
+        }
+    }
+
+    fn pending_release(&self) -> ReleaseId {
+        self.durable.pending.expect("a trial has a record that it was booted").release
+    }
+
+    // Records.
+
+    fn persist(&mut self, turn: &mut Turn<'_>, record: Record, then: Then) {
+        self.step = Step::Persisting { record, then };
+        turn.emit(Effect::Persist(record));
+    }
+
+    pub(super) fn persisted(&mut self, turn: &mut Turn<'_>, result: Result<(), StorageError>) {
+        let Step::Persisting { record, then } = self.step else { return };
+        if let Err(error) = result {
+            match record {
+                // Without a record nothing is begun. The device says so, and tries again after its next start.
+                Record::Started(release) => {
+                    self.durable.apply(Record::Ended(release, error.code()));
+                    self.enter(turn, Step::Idle, State::Failed);
+                    return;
+                }
+                // Nothing relies on the end: if it is lost, a cold start comes to the same one.
+                Record::Ended(..) => {}
+                Record::Staged(_) | Record::Booting(_) | Record::Reverting(..) => {
+                    let until = turn.now.at + turn.cx.policy.retry.pause(self.tries, &mut self.rng);
+                    self.tries = self.tries.saturating_add(1);
+                    self.step = Step::PersistPause { record, then, until };
+                    return;
+                }
+            }
+        }
+        self.durable.apply(record);
+        match then {
+            Then::Grant => self.enter(turn, Step::Granting { until: Instant::NEVER }, State::Granting),
+            Then::WaitForReboot => {
+                let release = self.pending_release();
+                self.wait_for_reboot(turn, release);
+            }
+            Then::Reboot => {
+                self.step = Step::Rebooting;
+                turn.emit(Effect::RebootIntoCandidate);
+            }
+            Then::Revert => {
+                self.step = Step::Rebooting;
+                turn.emit(Effect::RebootIntoCommitted);
+            }
+            Then::Rest => {
+                self.grant_expires = WallTime::default();
+                let failed = matches!(record, Record::Ended(_, code) if code.is_failure());
+                self.enter(turn, Step::Idle, if failed { State::Failed } else { State::Idle });
+            }
+        }
+    }
+
+    /// Ends the update: the outcome is durable before it is told.
+    fn end(&mut self, turn: &mut Turn<'_>, release: ReleaseId, code: ResultCode) {
+        self.persist(turn, Record::Ended(release, code), Then::Rest);
+    }
+
+    fn revert(&mut self, turn: &mut Turn<'_>, release: ReleaseId, code: ResultCode) {
+        self.enter(turn, Step::Rebooting, State::RollingBack);
+        self.persist(turn, Record::Reverting(release, code), Then::Revert);
+    }
+
+    // Grant and download.
+
+    fn ask_for_grant(&mut self, turn: &mut Turn<'_>) {
+        let release =
+            self.durable.pending.expect("a grant is asked for after the update was started").release;
+        self.step = Step::Granting { until: turn.now.at + turn.cx.policy.grant_timeout };
+        turn.emit(Effect::RequestGrant { release });
+    }
+
+    pub(super) fn granted(&mut self, turn: &mut Turn<'_>, release: ReleaseId, answer: GrantAnswer) {
+        let waiting = matches!(self.step, Step::Granting { .. })
+            && self.in_flight().is_some_and(|wanted| turn.cx.releases.same(wanted, release));
+        turn.emit(Effect::AnswerGrant { accepted: waiting });
+        if !waiting {
+            return;
+        }
+        match answer {
+            GrantAnswer::Granted { expires } => {
+                self.grant_expires = expires;
+                self.fetch(turn);
+            }
+            GrantAnswer::Later(pause) => {
+                let until = turn.now.at + pause + turn.cx.policy.retry.spread(0, &mut self.rng);
+                self.enter(turn, Step::Backoff { until }, State::Backoff);
+            }
+            GrantAnswer::Refused => self.end(turn, release, ResultCode::GrantRefused),
+        }
+    }
+
+    fn fetch(&mut self, turn: &mut Turn<'_>) {
+        let release = self.durable.pending.expect("a grant belongs to an update that was started").release;
+        self.enter(turn, Step::Downloading, State::Downloading);
+        turn.emit(Effect::Fetch { release, offset: self.fetched });
+    }
+
+    pub(super) fn fetch_failed(&mut self, turn: &mut Turn<'_>, error: FetchError, durable: u64) {
+        if self.step != Step::Downloading {
+            return;
+        }
+        if durable > self.fetched {
+            self.tries = 0;
+        }
+        self.fetched = durable;
+        match error {
+            FetchError::Busy(pause) => {
+                self.failed(turn, error.code());
+                // The store knows best; its word is a lower bound.
+                if let Step::Backoff { until } = &mut self.step {
+                    *until = (*until).max(turn.now.at + pause);
+                }
+            }
+            FetchError::Forbidden | FetchError::NotFound => {
+                self.grant_expires = WallTime::default();
+                self.failed(turn, error.code());
+            }
+            FetchError::Storage(StorageError::ReadOnly) => self.give_up(turn, error.code()),
+            FetchError::Protocol => {
+                // Nothing says which bytes are right: begin again.
+                turn.emit(Effect::Discard);
+                self.fetched = 0;
+                self.failed(turn, error.code());
+            }
+            FetchError::Server | FetchError::Interrupted | FetchError::Storage(_) => {
+                self.failed(turn, error.code());
+            }
+        }
+    }
+
+    /// A try of grant or download failed: pause, or give the release up.
+    fn failed(&mut self, turn: &mut Turn<'_>, code: ResultCode) {
+        if self.tries >= turn.cx.policy.attempts {
+            self.give_up(turn, code);
+            return;
+        }
+        let until = turn.now.at + turn.cx.policy.retry.pause(self.tries, &mut self.rng);
+        self.tries += 1;
+        self.enter(turn, Step::Backoff { until }, State::Backoff);
+    }
+
+    fn give_up(&mut self, turn: &mut Turn<'_>, code: ResultCode) {
+        let release = self.pending_release();
+        turn.emit(Effect::Discard);
+        self.fetched = 0;
+        self.end(turn, release, code);
+    }
+
+    fn try_again(&mut self, turn: &mut Turn<'_>) {
+        if self.grant_expires > turn.now.wall {
+            self.fetch(turn);
+        } else {
+            self.enter(turn, Step::Granting { until: Instant::NEVER }, State::Granting);
+        }
+    }
+
+    pub(super) fn fetched(&mut self, turn: &mut Turn<'_>) {
+        if self.step == Step::Downloading {
+            let release = self.pending_release();
+            self.fetched = turn.cx.releases[release].size;
+            self.enter(turn, Step::Verifying, State::Verifying);
+            turn.emit(Effect::Verify(release));
+        }
+    }
+
+    pub(super) fn verified(&mut self, turn: &mut Turn<'_>, result: Result<(), VerifyError>) {
+        if self.step != Step::Verifying {
+            return;
+        }
+        let Err(error) = result else {
+            self.enter(turn, Step::Staging, State::Staging);
+            turn.emit(Effect::Stage(self.pending_release()));
+            return;
+        };
+        self.mismatches += 1;
+        if self.mismatches >= turn.cx.policy.verify_attempts {
+            self.give_up(turn, error.code());
+        } else {
+            turn.emit(Effect::Discard);
+            self.fetched = 0;
+            self.failed(turn, error.code());
+        }
+    }
+
+    pub(super) fn staged(&mut self, turn: &mut Turn<'_>, result: Result<(), StorageError>) {
+        if self.step != Step::Staging {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                let release = self.pending_release();
+                self.persist(turn, Record::Staged(release), Then::WaitForReboot);
+            }
+            Err(error) => self.give_up(turn, error.code()),
+        }
+    }
+
+    // Trial.
+
+    pub(super) fn health(&mut self, turn: &mut Turn<'_>, result: Result<(), HealthError>) {
+        let Step::Probation { until, .. } = self.step else { return };
+        match result {
+            Ok(()) => self.step = Step::Probation { until, healthy: true },
+            Err(HealthError) => {
+                let release = self.pending_release();
+                self.revert(turn, release, ResultCode::Unhealthy);
+            }
+        }
+    }
+
+    pub(super) fn slot_committed(&mut self, turn: &mut Turn<'_>, result: Result<(), StorageError>) {
+        if self.step != Step::Committing {
+            return;
+        }
+        let release = self.pending_release();
+        match result {
+            Ok(()) => self.end(turn, release, ResultCode::Ok),
+            Err(_) => self.revert(turn, release, ResultCode::CommitFailed),
+        }
+    }
+
+    // The connection.
+
+    /// A request that was under way is lost with the connection; a download is not.
+    pub(super) fn link_lost(&mut self) {
+        if matches!(self.step, Step::Granting { .. }) {
+            self.step = Step::Granting { until: Instant::NEVER };
+        }
+    }
+
+    fn enter(&mut self, turn: &mut Turn<'_>, step: Step, state: State) {
+        self.step = step;
+        self.show(turn, state);
+    }
+}
