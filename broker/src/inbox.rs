@@ -1,9 +1,14 @@
 //! What reaches a shard from other threads.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
-use crossbeam_channel::Sender;
+use bytes::BytesMut;
+use crossbeam_channel::{Receiver, Sender};
+use mio::net::TcpStream;
+use rumqttc::mqttbytes::v4::Connect;
 
+use crate::control::Command;
 use crate::memory::Batch;
 
 /// A message for a shard.
@@ -11,7 +16,11 @@ pub(crate) enum Message {
     /// A client thread opened a port of the memory transport.
     Port { id: usize, batches: Sender<Batch>, waker: Arc<mio::Waker> },
     /// Frames from a port.
-    Batch { port: usize, batch: Batch, unread: Arc<std::sync::atomic::AtomicUsize> },
+    Batch { port: usize, batch: Batch, unread: Arc<AtomicUsize> },
+    /// A connection that arrived at another shard than its device's.
+    Handover { line: TcpStream, connect: Box<Connect>, rest: BytesMut },
+    /// An operator's request.
+    Command(Command),
 }
 
 /// The way to a shard: a queue, and what wakes the shard up.
@@ -22,10 +31,17 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    pub(crate) fn new(waker: mio::Waker) -> (Self, Receiver<Message>) {
+        let (messages, receiver) = crossbeam_channel::unbounded();
+        (Self { messages, waker: Arc::new(waker) }, receiver)
+    }
+
     /// Hands over a message; false if the shard is gone.
     pub(crate) fn send(&self, message: Message) -> bool {
         let sent = self.messages.send(message).is_ok();
-        wake(&self.waker);
+        if sent {
+            wake(&self.waker);
+        }
         sent
     }
 }

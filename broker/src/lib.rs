@@ -4,17 +4,35 @@
 //!   descriptor limit.
 //! * [`blob::BlobServer`] serves firmware over HTTP.
 
+mod auth;
 pub mod blob;
 mod clock;
+mod codec;
+mod control;
+mod delay;
+mod dialog;
+mod engine;
+mod hooks;
 mod inbox;
 mod listen;
 pub mod memory;
+mod metrics;
+mod reactor;
+mod server;
+mod session;
+mod transport;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use clock::Clock;
+pub use control::{
+    Accepted, ControlError, HubControl, MethodCall, MethodOutcome, NewDevice, PendingMethod, TwinChange,
+};
+pub use hooks::{Hooks, Replies, Reply, Telemetry};
 pub use listen::ListenError;
+pub use metrics::HubMetrics;
+pub use server::{HubServer, HubServerBuilder, StartError};
 
 /// Which of a hub's shards a device belongs to.
 #[derive(Clone)]

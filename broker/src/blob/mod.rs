@@ -196,8 +196,10 @@ impl BlobServerBuilder {
         let mut threads = Vec::with_capacity(self.threads);
         for index in 0..self.threads {
             let listener = listener.try_clone().map_err(BlobError::Thread)?;
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BlobError::Thread)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(BlobError::Thread)?;
             let (shared, stopped) = (shared.clone(), stopped.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("blob-{index}"))
@@ -334,7 +336,8 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>, mut stopped
             Ok((stream, _)) => {
                 let _ = stream.set_nodelay(true);
                 let shared = shared.clone();
-                let service = hyper::service::service_fn(move |request| service::answer(shared.clone(), request));
+                let service =
+                    hyper::service::service_fn(move |request| service::answer(shared.clone(), request));
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(stream), service);

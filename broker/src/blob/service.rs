@@ -44,9 +44,9 @@ fn respond(shared: &Arc<Shared>, request: &Request<Incoming>, number: u64) -> Re
         let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return busy(error(status, "InjectedFault"), retry_after);
     }
-    let content = path.strip_prefix(PREFIX).and_then(|name| {
-        shared.blobs.read().expect("nothing panics under this lock").get(name).cloned()
-    });
+    let content = path
+        .strip_prefix(PREFIX)
+        .and_then(|name| shared.blobs.read().expect("nothing panics under this lock").get(name).cloned());
     let Some(content) = content else {
         return error(StatusCode::NOT_FOUND, "BlobNotFound");
     };

@@ -1,0 +1,255 @@
+//! The local hub: shards, listeners, and the handles to them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use fleetwave_hub_core::throttle::{Throttles, Tier};
+use fleetwave_hub_core::{Hub, Options};
+use fleetwave_protocol::sas::Key;
+use mio::{Poll, Waker};
+
+use crate::Assign;
+use crate::auth::Gate;
+use crate::clock::Clock;
+use crate::control::{HubControl, Shard as ShardHandle};
+use crate::engine::Engine;
+use crate::hooks::Hooks;
+use crate::inbox::{Inbox, Message};
+use crate::listen::{ListenError, Port};
+use crate::memory::MemoryConnector;
+use crate::reactor::{Parts, Shard, WAKER};
+use crate::session::Sessions;
+use crate::transport::Transports;
+use crate::transport::memory::Memory;
+use crate::transport::tcp::Tcp;
+
+/// Why a hub could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A shard's thread, or what it waits with, could not be made.
+    #[error("the hub could not start a shard: {0}")]
+    Shard(#[source] io::Error),
+}
+
+/// Makes the hooks of each shard, by its number.
+pub(crate) type MakeHooks = Box<dyn FnMut(usize) -> Box<dyn Hooks> + Send>;
+
+/// Settings of a hub.
+pub struct HubServerBuilder {
+    shards: usize,
+    tcp: Option<SocketAddr>,
+    hosts: Vec<String>,
+    group_key: Key,
+    policies: Vec<(String, Key)>,
+    tier: Tier,
+    units: u32,
+    options: Options,
+    clock: Clock,
+    assign: Assign,
+    hooks: MakeHooks,
+}
+
+impl HubServerBuilder {
+    /// How many threads serve, each with its share of the devices; one if not set.
+    #[must_use]
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards.clamp(1, usize::from(u16::MAX));
+        self
+    }
+
+    /// Listens for MQTT on this address, too; port 0 takes a free one.
+    #[must_use]
+    pub fn tcp(mut self, address: SocketAddr) -> Self {
+        self.tcp = Some(address);
+        self
+    }
+
+    /// A name that the hub answers to. It answers to any if none is set.
+    #[must_use]
+    pub fn host_name(mut self, name: &str) -> Self {
+        self.hosts.push(name.to_owned());
+        self
+    }
+
+    /// The key that devices' keys are derived from.
+    #[must_use]
+    pub fn group_key(mut self, key: Key) -> Self {
+        self.group_key = key;
+        self
+    }
+
+    /// A shared access policy, whose tokens let any device in.
+    #[must_use]
+    pub fn policy(mut self, name: &str, key: Key) -> Self {
+        self.policies.push((name.to_owned(), key));
+        self
+    }
+
+    /// The tier and units whose limits the hub keeps; none if not set.
+    #[must_use]
+    pub fn tier(mut self, tier: Tier, units: u32) -> Self {
+        (self.tier, self.units) = (tier, units);
+        self
+    }
+
+    /// Options of the hub core.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The clock of the hub's instants and tokens.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Which shard a device belongs to; by a hash of its id if not set.
+    #[must_use]
+    pub fn assign(mut self, assign: Assign) -> Self {
+        self.assign = assign;
+        self
+    }
+
+    /// The hooks of each shard, by the shard's number.
+    #[must_use]
+    pub fn hooks(mut self, hooks: impl FnMut(usize) -> Box<dyn Hooks> + Send + 'static) -> Self {
+        self.hooks = Box::new(hooks);
+        self
+    }
+
+    /// Listens and serves.
+    ///
+    /// # Errors
+    /// If the address is taken or not of this machine, or threads or descriptors are out.
+    pub fn start(mut self) -> Result<HubServer, StartError> {
+        let port = self.tcp.map(Port::bind).transpose()?.map(Arc::new);
+        let throttles =
+            (self.tier != Tier::None).then(|| Arc::new(Mutex::new(Throttles::new(self.tier, self.units))));
+        let gate =
+            Arc::new(Gate { hosts: self.hosts, group_key: self.group_key.clone(), policies: self.policies });
+        let mut polls = Vec::with_capacity(self.shards);
+        let mut inboxes = Vec::with_capacity(self.shards);
+        for _ in 0..self.shards {
+            let poll = Poll::new().map_err(StartError::Shard)?;
+            let waker = Waker::new(poll.registry(), WAKER).map_err(StartError::Shard)?;
+            let (inbox, messages) = Inbox::new(waker);
+            inboxes.push(inbox);
+            polls.push((poll, messages));
+        }
+        let shards: Arc<[Inbox]> = inboxes.into();
+        let handles: Vec<ShardHandle> = shards.iter().map(handle).collect();
+        let control = HubControl::new(
+            handles.into(),
+            self.assign.clone(),
+            self.clock.clone(),
+            self.group_key,
+            throttles.clone(),
+        );
+        // From here on an early return stops the threads that run.
+        let server = HubServer {
+            control,
+            connector: MemoryConnector::new(shards.clone(), self.assign.clone()),
+            address: port.as_ref().map(|port| port.address()),
+            threads: Mutex::new(Vec::with_capacity(self.shards)),
+        };
+        for (index, (poll, inbox)) in polls.into_iter().enumerate() {
+            let registry = poll.registry().try_clone().map_err(StartError::Shard)?;
+            let transports = Transports { tcp: Tcp::new(registry), memory: Memory::default() };
+            let hub = Hub::new(self.options.clone());
+            let hooks = (self.hooks)(index);
+            let shard = Shard::new(Parts {
+                index,
+                shards: shards.clone(),
+                assign: self.assign.clone(),
+                gate: gate.clone(),
+                engine: Engine::new(hub, self.clock.clone(), hooks, throttles.clone()),
+                sessions: Sessions::new(transports),
+                poll,
+                inbox,
+                port: port.clone(),
+            });
+            let thread = std::thread::Builder::new()
+                .name(format!("hub-{index}"))
+                .spawn(move || shard.run())
+                .map_err(StartError::Shard)?;
+            server.threads.lock().expect("nothing panics under this lock").push(thread);
+        }
+        Ok(server)
+    }
+}
+
+fn handle(inbox: &Inbox) -> ShardHandle {
+    let inbox = inbox.clone();
+    Arc::new(move |command| inbox.send(Message::Command(command)))
+}
+
+/// A running hub. It stops when it is dropped.
+pub struct HubServer {
+    control: HubControl,
+    connector: MemoryConnector,
+    address: Option<SocketAddr>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl HubServer {
+    /// Settings to start with: one shard, the memory transport only, no limits.
+    #[must_use]
+    pub fn builder() -> HubServerBuilder {
+        HubServerBuilder {
+            shards: 1,
+            tcp: None,
+            hosts: Vec::new(),
+            group_key: Key::from_bytes(*b"fleetwave-local-hub"),
+            policies: Vec::new(),
+            tier: Tier::None,
+            units: 1,
+            options: Options::default(),
+            clock: Clock::new(),
+            assign: Assign::by_hash(),
+            hooks: Box::new(|_| Box::new(())),
+        }
+    }
+
+    /// The operator's handle.
+    #[must_use]
+    pub fn control(&self) -> HubControl {
+        self.control.clone()
+    }
+
+    /// The way in over the memory transport.
+    #[must_use]
+    pub fn memory(&self) -> MemoryConnector {
+        self.connector.clone()
+    }
+
+    /// The address that it listens on, if it does.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Closes all connections and waits for the threads. Doing it twice does nothing.
+    pub fn stop(&self) {
+        self.control.stop();
+        let threads = std::mem::take(&mut *self.threads.lock().expect("nothing panics under this lock"));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a shard of the hub panicked");
+            }
+        }
+    }
+}
+
+impl Drop for HubServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
