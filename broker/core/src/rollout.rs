@@ -1,0 +1,235 @@
+//! Configurations and the twins that they target.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleetwave_protocol::{Instant, Now};
+use rustc_hash::FxHashMap;
+
+use crate::configuration::{Active, Configuration};
+use crate::error::{ErrorCode, HubError};
+use crate::hub::{Cycle, Hub};
+use crate::io::{DeviceIx, Done, Output, Topics};
+use crate::query::Query;
+use crate::stamps::Stamp;
+use crate::store::{DocId, LayerId, PatchId};
+use crate::timers::Due;
+use crate::twin::TwinScope;
+
+/// A configuration's system metrics in one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Twins that match the target condition.
+    pub targeted: u64,
+    /// Twins in which something of the configuration stands: at least one of its paths is not taken by a
+    /// configuration of higher priority.
+    pub applied: u64,
+}
+
+impl Hub {
+    /// A configuration's system metrics in this shard; `None` if there is none of this id.
+    #[must_use]
+    pub fn configuration_counts(&self, id: &str) -> Option<Counts> {
+        let slot = self.configurations.find(id)?;
+        let mut counts = Counts::default();
+        for layer in self.store.layers() {
+            let devices = u64::from(layer.devices);
+            counts.targeted += if layer.targeted.and(slot).is_empty() { 0 } else { devices };
+            counts.applied += if layer.applied.and(slot).is_empty() { 0 } else { devices };
+        }
+        Some(counts)
+    }
+
+    /// How many twins of this shard a query selects.
+    #[must_use]
+    pub fn count_where(&self, query: &Query) -> u64 {
+        let mut known: FxHashMap<(DocId, DocId, LayerId), bool> = FxHashMap::default();
+        let mut count = 0;
+        for (ix, device) in self.registry.iter() {
+            let selects = || query.matches(&self.scope(ix, device));
+            let selected = if query.is_individual() {
+                selects()
+            } else {
+                let reported = self.store.pattern_doc(device.reported.pattern);
+                *known.entry((device.tags, reported, device.layer)).or_insert_with(selects)
+            };
+            count += u64::from(selected);
+        }
+        count
+    }
+
+    /// Which of `candidates` target a twin.
+    pub(crate) fn matching(&self, id: &str, tags: DocId, reported: DocId, candidates: Active) -> Active {
+        let scope = TwinScope::of_documents(id, &self.store.doc(tags).tree, &self.store.doc(reported).tree);
+        self.configurations
+            .iter(candidates)
+            .filter(|(_, configuration)| configuration.condition().matches(&scope))
+            .fold(Active::NONE, |hits, (slot, _)| hits.with(slot))
+    }
+
+    /// Which configurations target a twin.
+    pub(crate) fn targets(&mut self, id: &str, tags: DocId, reported: DocId) -> Active {
+        let individual = self.configurations.individual();
+        let general = match self.general_targets.get(&(tags, reported)) {
+            Some(&known) => known,
+            None => {
+                let hits = self.matching(id, tags, reported, self.configurations.all().without(individual));
+                self.general_targets.insert((tags, reported), hits);
+                hits
+            }
+        };
+        general.with(self.matching(id, tags, reported, individual))
+    }
+
+    /// Makes `targeted` the configurations that target a device.
+    pub(crate) fn target(&mut self, now: Now, ix: DeviceIx, targeted: Active, out: &mut Vec<Output>) {
+        let Some(device) = self.device(ix) else { return };
+        let layer = self.store.layer(device.layer);
+        if layer.targeted != targeted {
+            let layer = self.store.layer_of(layer.own, targeted, &self.configurations);
+            self.move_to(now, ix, layer, None, out);
+        }
+    }
+
+    /// Moves a device to a layer: writes what differs into its desired properties, once, and notifies it. `sent` is
+    /// the patch as the back end wrote it, if it leads there.
+    pub(crate) fn move_to(
+        &mut self,
+        now: Now,
+        ix: DeviceIx,
+        layer: LayerId,
+        sent: Option<PatchId>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(device) = self.registry.get_mut(ix) else { return };
+        self.store.layer_mut(device.layer).devices -= 1;
+        self.store.layer_mut(layer).devices += 1;
+        device.layer = layer;
+        let from = self.store.pattern_doc(device.desired.pattern);
+        let to = self.store.layer(layer).doc;
+        let patch = match sent {
+            Some(patch) => patch,
+            None if from == to => return,
+            None => self.store.diff(from, to),
+        };
+        let section = &mut device.desired;
+        let step = self.store.step(section.pattern, patch, &self.configurations);
+        let transition = self.store.transition(step);
+        debug_assert_eq!(self.store.pattern_doc(transition.to), to, "a patch leads to the layer's document");
+        section.version = section.version.saturating_add(1);
+        device.twin_version = device.twin_version.saturating_add(1);
+        let stamp = Stamp::new(now.wall, section.version);
+        let slots = self.store.slots(section.pattern);
+        section.stamps = self.stamps.follow(section.stamps, slots, &transition.map, stamp);
+        section.pattern = transition.to;
+        let version = u64::from(section.version);
+        if device.hears(Topics::DESIRED) {
+            out.push(Output::Desired { device: ix, version, patch: Arc::clone(self.store.patch(patch)) });
+        }
+    }
+
+    pub(crate) fn put_configuration(
+        &mut self,
+        now: Now,
+        configuration: Arc<Configuration>,
+        out: &mut Vec<Output>,
+    ) {
+        let (slot, replaced) = match self.configurations.add(Arc::clone(&configuration)) {
+            Ok(slots) => slots,
+            Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
+        };
+        out.push(Output::Service(Ok(Done::ConfigurationPut)));
+        self.forget_targets();
+        let condition = configuration.condition();
+        let mut known: FxHashMap<(DocId, DocId), bool> = FxHashMap::default();
+        let mut moves: FxHashMap<(LayerId, bool), LayerId> = FxHashMap::default();
+        for ix in (0..self.registry.bound()).map(DeviceIx) {
+            let Some(device) = self.device(ix) else { continue };
+            let (tags, reported) = (device.tags, self.store.pattern_doc(device.reported.pattern));
+            let matches = || condition.matches(&self.scope(ix, device));
+            let hit = if condition.is_individual() {
+                matches()
+            } else {
+                *known.entry((tags, reported)).or_insert_with(matches)
+            };
+            let from = device.layer;
+            let to = *moves.entry((from, hit)).or_insert_with(|| {
+                let layer = self.store.layer(from);
+                let added = if hit { slot } else { Active::NONE };
+                let targeted = layer.targeted.without(replaced).with(added);
+                self.store.layer_of(layer.own, targeted, &self.configurations)
+            });
+            if from != to {
+                self.move_to(now, ix, to, None, out);
+            }
+        }
+        self.configurations.remove(replaced);
+        self.store.configurations_changed();
+        self.forget_targets();
+    }
+
+    pub(crate) fn delete_configuration(&mut self, now: Now, id: &str, out: &mut Vec<Output>) {
+        let Some(slot) = self.configurations.find(id) else {
+            let error =
+                HubError::new(ErrorCode::ConfigurationNotFound, format!("there is no configuration {id:?}"));
+            return out.push(Output::Service(Err(Box::new(error))));
+        };
+        out.push(Output::Service(Ok(Done::ConfigurationDeleted)));
+        for ix in (0..self.registry.bound()).map(DeviceIx) {
+            let Some(device) = self.device(ix) else { continue };
+            let targeted = self.store.layer(device.layer).targeted;
+            self.target(now, ix, targeted.without(slot), out);
+        }
+        self.configurations.remove(slot);
+        self.store.configurations_changed();
+        self.forget_targets();
+    }
+
+    /// Sets a timer for the next evaluation, if none is set.
+    pub(crate) fn evaluate_later(&mut self, now: Now, period: Duration) {
+        if !self.evaluation_due {
+            self.evaluation_due = true;
+            let period = fleetwave_protocol::time::micros(period).max(1);
+            let next = (now.at.as_micros() / period + 1).saturating_mul(period);
+            self.timers.set(Instant::from_micros(next), Due::Cycle);
+        }
+    }
+
+    /// Finds the configurations that target each device.
+    pub(crate) fn evaluate(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.evaluation_due = false;
+        for ix in (0..self.registry.bound()).map(DeviceIx) {
+            self.retarget(now, ix, out);
+        }
+    }
+
+    /// Finds the configurations that target a device.
+    fn retarget(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
+        let Some(device) = self.registry.get(ix) else { return };
+        let (tags, reported) = (device.tags, self.store.pattern_doc(device.reported.pattern));
+        let targeted = self.targets_of(ix, tags, reported);
+        self.target(now, ix, targeted, out);
+    }
+
+    /// Which configurations target an existing device, were these its tags and reported properties.
+    pub(crate) fn targets_of(&mut self, ix: DeviceIx, tags: DocId, reported: DocId) -> Active {
+        if self.configurations.individual().is_empty()
+            && let Some(&known) = self.general_targets.get(&(tags, reported))
+        {
+            return known;
+        }
+        let id = self.registry.id(ix).to_owned();
+        self.targets(&id, tags, reported)
+    }
+
+    /// Whether configurations are evaluated at once; if not, a timer is set.
+    pub(crate) fn evaluates_now(&mut self, now: Now) -> bool {
+        match self.options.cycle {
+            Cycle::Immediate => true,
+            Cycle::Every(period) => {
+                self.evaluate_later(now, period);
+                false
+            }
+        }
+    }
+}

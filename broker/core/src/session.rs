@@ -1,0 +1,186 @@
+//! Connections, and what devices do on them.
+//!
+//! MQTT queues nothing of twins and methods for a device that is away; what outlives a connection with CleanSession 0
+//! are its subscriptions, all of them, because SDKs do not subscribe again.
+
+use fleetwave_protocol::Now;
+
+use crate::error::{ErrorCode, HubError};
+use crate::hub::{Cycle, Hub};
+use crate::io::{CloseReason, DeviceIx, Output, Patch, Refusal, Topics};
+use crate::limits;
+use crate::stamps::Stamp;
+use crate::store::TransitionId;
+
+impl Hub {
+    pub(crate) fn connect(
+        &mut self,
+        now: Now,
+        ix: DeviceIx,
+        session: u32,
+        clean: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let reason = match self.device(ix) {
+            None => Some(Refusal::Unknown),
+            Some(device) if !device.enabled => Some(Refusal::Disabled),
+            Some(_) => None,
+        };
+        if let Some(reason) = reason {
+            return out.push(Output::Refused { device: ix, session, reason });
+        }
+        self.end_session(now, ix, CloseReason::TakenOver, out);
+        let Some(device) = self.registry.get_mut(ix) else { return };
+        let session_present = device.persistent && !clean;
+        if !session_present {
+            device.topics = Topics::NONE;
+        }
+        device.session = session;
+        device.connected = true;
+        device.persistent = !clean;
+        device.last_activity = now.wall;
+        out.push(Output::Accepted { device: ix, session, session_present });
+        self.deliver_c2d(ix, out);
+        self.send_waiting(now, ix, out);
+    }
+
+    pub(crate) fn disconnect(&mut self, now: Now, ix: DeviceIx, session: u32, out: &mut Vec<Output>) {
+        let Some(device) = self.registry.get_mut(ix) else { return };
+        if !device.connected || device.session != session {
+            return;
+        }
+        device.connected = false;
+        if !device.persistent {
+            device.topics = Topics::NONE;
+        }
+        self.return_c2d(now, ix, out);
+    }
+
+    /// Ends the connection that a device has, if any, from the hub's side.
+    pub(crate) fn end_session(&mut self, now: Now, ix: DeviceIx, reason: CloseReason, out: &mut Vec<Output>) {
+        let Some(device) = self.device(ix) else { return };
+        if device.connected {
+            let session = device.session;
+            out.push(Output::Close { device: ix, session, reason });
+            self.disconnect(now, ix, session, out);
+        }
+    }
+
+    pub(crate) fn subscribe(&mut self, now: Now, ix: DeviceIx, topics: Topics, out: &mut Vec<Output>) {
+        let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) else { return };
+        device.topics = device.topics.with(topics);
+        if topics.contains(Topics::C2D) {
+            self.deliver_c2d(ix, out);
+        }
+        if topics.contains(Topics::METHODS) {
+            self.send_waiting(now, ix, out);
+        }
+    }
+
+    pub(crate) fn unsubscribe(&mut self, ix: DeviceIx, topics: Topics) {
+        if let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) {
+            device.topics = device.topics.without(topics);
+        }
+    }
+
+    pub(crate) fn read_twin(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
+        let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) else { return };
+        device.last_activity = now.wall;
+        out.push(Output::TwinAnswer { device: ix, status: 200, deliver: device.hears(Topics::TWIN_ANSWERS) });
+    }
+
+    pub(crate) fn telemetry(&mut self, now: Now, ix: DeviceIx, size: usize, out: &mut Vec<Output>) {
+        let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) else { return };
+        device.last_activity = now.wall;
+        if size > limits::D2C_SIZE {
+            self.end_session(now, ix, CloseReason::MessageTooLarge, out);
+        } else {
+            out.push(Output::Telemetry { device: ix });
+        }
+    }
+
+    pub(crate) fn report(
+        &mut self,
+        now: Now,
+        ix: DeviceIx,
+        base: Option<u64>,
+        patch: Patch<'_>,
+        out: &mut Vec<Output>,
+    ) {
+        if !self.device(ix).is_some_and(|device| device.connected) {
+            return;
+        }
+        let result = self.accept_report(now, ix, base, patch);
+        let Some(device) = self.registry.get_mut(ix) else { return };
+        device.last_activity = now.wall;
+        let deliver = device.hears(Topics::TWIN_ANSWERS);
+        let version = u64::from(device.reported.version);
+        let (status, error, step) = match result {
+            Ok(step) => (204, None, Some(step)),
+            Err(error) => (error.status(), Some(Box::new(error)), None),
+        };
+        out.push(Output::ReportAnswer { device: ix, status, version, error, deliver });
+        if let Some(step) = step {
+            self.retarget_after_report(now, ix, step, out);
+        }
+    }
+
+    fn accept_report(
+        &mut self,
+        now: Now,
+        ix: DeviceIx,
+        base: Option<u64>,
+        patch: Patch<'_>,
+    ) -> Result<TransitionId, HubError> {
+        let patch = match patch {
+            Patch::Interned(id) => id,
+            Patch::Json(json) => self.store.patch_of(json)?,
+        };
+        let Some(device) = self.registry.get_mut(ix) else {
+            return Err(HubError::new(ErrorCode::DeviceNotFound, "there is no such device"));
+        };
+        let section = &mut device.reported;
+        if let Some(base) = base.filter(|&base| base != u64::from(section.version)) {
+            return Err(HubError::new(
+                ErrorCode::PreconditionFailed,
+                format!("the patch was made against version {base}, the current one is {}", section.version),
+            ));
+        }
+        let step = self.store.step(section.pattern, patch, &self.configurations);
+        let transition = self.store.transition(step);
+        let to = transition.to;
+        let size = self.store.doc(self.store.pattern_doc(to)).tree.size();
+        limits::Section::Reported.check_size(size)?;
+        section.version = section.version.saturating_add(1);
+        let stamp = Stamp::new(now.wall, section.version);
+        let slots = self.store.slots(section.pattern);
+        section.stamps = self.stamps.follow(section.stamps, slots, &transition.map, stamp);
+        section.pattern = to;
+        Ok(step)
+    }
+
+    /// Finds the configurations that target a twin after a report. Only those are evaluated whose condition mentions
+    /// what changed, and for equal twins only once.
+    fn retarget_after_report(&mut self, now: Now, ix: DeviceIx, step: TransitionId, out: &mut Vec<Output>) {
+        let transition = self.store.transition(step);
+        let (affected, to) = (transition.affected, transition.to);
+        if affected.is_empty() {
+            return;
+        }
+        if let Cycle::Every(period) = self.options.cycle {
+            return self.evaluate_later(now, period);
+        }
+        let Some(device) = self.device(ix) else { return };
+        let (tags, before) = (device.tags, self.store.layer(device.layer).targeted);
+        let individual = !affected.and(self.configurations.individual()).is_empty();
+        let known = if individual { None } else { self.targets_after.get(&(before, tags, step)).copied() };
+        let after = known.unwrap_or_else(|| {
+            let hits = self.matching(self.registry.id(ix), tags, self.store.pattern_doc(to), affected);
+            before.without(affected).with(hits)
+        });
+        if !individual && known.is_none() {
+            self.targets_after.insert((before, tags, step), after);
+        }
+        self.target(now, ix, after, out);
+    }
+}
