@@ -123,7 +123,7 @@ impl Hub {
         }
     }
 
-    /// Makes a device. Configurations that target it apply at once.
+    /// Makes a device. Configurations that target it apply at once, unless [`Options::cycle`] says later.
     ///
     /// # Errors
     /// 409001 if there is one of this id; 400 and 413 for an id or JSON that is against the rules.
@@ -135,7 +135,7 @@ impl Hub {
         let tags = self.document(spec.tags, limits::Section::Tags)?;
         let own = self.document(spec.desired, limits::Section::Desired)?;
         let reported = self.document(spec.reported, limits::Section::Reported)?;
-        let targeted = self.targets(id, tags, reported);
+        let targeted = if self.evaluates_now(now) { self.targets(id, tags, reported) } else { Active::NONE };
         let layer = self.store.layer_of(own, targeted, &self.configurations);
         self.store.layer_mut(layer).devices += 1;
         let desired = self.store.layer(layer).doc;
@@ -227,7 +227,7 @@ impl Hub {
                 self.telemetry(now, device, properties.len() + body.len(), out);
             }
             Input::MethodResponse { device, call, status, body } => {
-                self.answer(device, call, status, body, out)
+                self.answer(device, call, status, body, out);
             }
             Input::C2dAck { device, delivery } => self.complete_c2d(now, device, delivery, out),
             Input::PutConfiguration(configuration) => self.put_configuration(now, configuration, out),

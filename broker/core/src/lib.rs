@@ -55,6 +55,11 @@ mod timers;
 mod tree;
 mod twin;
 
+#[cfg(test)]
+mod hub_tests;
+#[cfg(test)]
+mod model_tests;
+
 pub use c2d::{C2dMessage, Feedback, FeedbackStatus};
 pub use configuration::{Configuration, ConfigurationSpec, MAX_CONFIGURATIONS};
 pub use error::{ErrorCode, HubError};

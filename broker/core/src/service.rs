@@ -69,7 +69,7 @@ impl Hub {
         let tags = self.written(old_tags, tags_patch, write, Section::Tags)?;
         let own = self.written(old_own, sent, write, Section::Desired)?;
         // The device hears of a replacement as of the difference that it makes.
-        let sent = sent.filter(|_| write == Write::Merge);
+        let sent = sent.filter(|&patch| write == Write::Merge && !self.store.patch(patch).is_empty());
         Ok(Plan { tags, own, sent })
     }
 

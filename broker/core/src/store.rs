@@ -177,8 +177,8 @@ pub(crate) struct Held {
     pub(crate) desired: PatternId,
 }
 
-/// Tables smaller than this are not worth a sweep.
-const SMALL: usize = 1024;
+/// Tables smaller than this are not worth a sweep; tests are to see many.
+const SMALL: usize = if cfg!(test) { 8 } else { 1024 };
 
 #[derive(Debug)]
 pub(crate) struct Store {

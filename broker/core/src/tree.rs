@@ -443,4 +443,4 @@ pub(crate) fn unescape(escaped: &str) -> String {
 
 #[cfg(test)]
 #[path = "tree_tests.rs"]
-mod tests;
+pub(crate) mod tests;
