@@ -38,13 +38,36 @@ pub struct Accepted {
     pub at: Instant,
 }
 
-/// A device to be created.
-#[derive(Clone, Debug, Default)]
+/// A device to be created. What many devices have in common, they share.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewDevice {
     /// Its id.
     pub id: String,
-    /// Its twin to begin with.
-    pub spec: DeviceSpec,
+    /// The tags, a JSON object.
+    pub tags: Option<Arc<str>>,
+    /// The desired properties that the back end writes, a JSON object.
+    pub desired: Option<Arc<str>>,
+    /// The reported properties, a JSON object.
+    pub reported: Option<Arc<str>>,
+    /// Whether it may connect.
+    pub enabled: bool,
+}
+
+impl NewDevice {
+    /// An enabled device with an empty twin.
+    #[must_use]
+    pub fn new(id: impl Into<String>) -> Self {
+        Self { id: id.into(), tags: None, desired: None, reported: None, enabled: true }
+    }
+
+    pub(crate) fn spec(&self) -> DeviceSpec<'_> {
+        DeviceSpec {
+            tags: self.tags.as_deref(),
+            desired: self.desired.as_deref(),
+            reported: self.reported.as_deref(),
+            enabled: self.enabled,
+        }
+    }
 }
 
 /// A direct method to call.
@@ -73,7 +96,7 @@ pub struct TwinChange {
 
 /// What a shard is asked to do. Each carries where the answer goes.
 pub(crate) enum Command {
-    Create { devices: Vec<NewDevice>, answer: Answer<Result<usize, Box<HubError>>> },
+    Create { devices: Vec<NewDevice>, answer: Answer<Result<u64, Box<HubError>>> },
     Put { configuration: Arc<Configuration>, answer: Answer<Applied> },
     Delete { configuration: Arc<str>, answer: Answer<Applied> },
     Counts { configuration: Arc<str>, answer: Answer<Option<Counts>> },
@@ -154,10 +177,7 @@ impl HubControl {
     ///
     /// # Errors
     /// The first refusal, e.g. of an id that exists. Devices before it exist, and some behind it may.
-    pub fn create_devices(
-        &self,
-        devices: impl IntoIterator<Item = NewDevice>,
-    ) -> Result<usize, ControlError> {
+    pub fn create_devices(&self, devices: impl IntoIterator<Item = NewDevice>) -> Result<u64, ControlError> {
         let mut batches: Vec<Vec<NewDevice>> = self.shards.iter().map(|_| Vec::new()).collect();
         let mut created = 0;
         for device in devices {
@@ -173,7 +193,7 @@ impl HubControl {
         Ok(created)
     }
 
-    fn create(&self, shard: usize, devices: Vec<NewDevice>) -> Result<usize, ControlError> {
+    fn create(&self, shard: usize, devices: Vec<NewDevice>) -> Result<u64, ControlError> {
         Ok(self.ask(shard, |answer| Command::Create { devices, answer })??)
     }
 

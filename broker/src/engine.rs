@@ -123,10 +123,6 @@ impl Engine {
         self.hub.id(device)
     }
 
-    pub(crate) fn devices(&self) -> usize {
-        self.hub.len()
-    }
-
     /// When [`Engine::tick`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         [self.hub.next_deadline(), self.delayed.next()].into_iter().flatten().min()
@@ -199,6 +195,11 @@ impl Engine {
             Admission::At(at) => self.delayed.push(at, Delayed::Connect { device, session, clean }),
             Admission::Reject { .. } => outlet.close(device, session, Ending::Throttled),
         }
+    }
+
+    /// A device is there whether the hub wants it or not: somebody else let it in.
+    pub(crate) fn attach(&mut self, device: DeviceIx, session: u32, outlet: &mut impl Outlet) {
+        self.run(Input::Connect { device, session, clean: false }, Context::Nothing, outlet);
     }
 
     pub(crate) fn disconnect(&mut self, device: DeviceIx, session: u32, outlet: &mut impl Outlet) {
@@ -375,10 +376,13 @@ impl Engine {
         match command {
             Command::Create { devices, answer } => {
                 let now = self.now();
-                let created = devices.into_iter().try_fold(0, |count, device| {
-                    self.hub.create_device(now, &device.id, device.spec)?;
-                    Ok(count + 1)
+                let before = self.metrics.devices;
+                let created = devices.iter().try_for_each(|device| {
+                    self.hub.create_device(now, &device.id, device.spec())?;
+                    self.metrics.devices += 1;
+                    Ok(())
                 });
+                let created = created.map(|()| self.metrics.devices - before);
                 answer.send(created);
             }
             Command::Put { configuration, answer } => {

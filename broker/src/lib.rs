@@ -2,6 +2,7 @@
 //!
 //! * [`HubServer`] is a local IoT Hub over MQTT: TCP, and a [memory transport](memory) for fleets beyond the
 //!   descriptor limit.
+//! * [`plain::PlainHub`] is the same hub core on a plain MQTT broker, an embedded rumqttd or any other.
 //! * [`blob::BlobServer`] serves firmware over HTTP.
 
 mod auth;
@@ -17,6 +18,7 @@ mod inbox;
 mod listen;
 pub mod memory;
 mod metrics;
+pub mod plain;
 mod reactor;
 mod server;
 mod session;
@@ -36,7 +38,9 @@ pub use server::{HubServer, HubServerBuilder, StartError};
 
 /// Which of a hub's shards a device belongs to.
 #[derive(Clone)]
-pub struct Assign(Arc<dyn Fn(&str, usize) -> usize + Send + Sync>);
+pub struct Assign(Arc<AssignFn>);
+
+type AssignFn = dyn Fn(&str, usize) -> usize + Send + Sync;
 
 impl Assign {
     /// Devices go where `shard(device id, number of shards)` says; beyond the last shard counts as the last.

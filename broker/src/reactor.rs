@@ -161,7 +161,7 @@ impl Shard {
         let Some(next) = next.into_iter().flatten().min() else { return NAP };
         // Timers of the system have a resolution of a millisecond: rounding down would spin.
         let left = next.since(self.engine.now().at);
-        Duration::from_micros((fleetwave_protocol::time::micros(left) + 999) / 1000 * 1000).min(NAP)
+        Duration::from_millis(fleetwave_protocol::time::micros(left).div_ceil(1000)).min(NAP)
     }
 
     fn listen(&mut self) {
@@ -275,12 +275,9 @@ impl Shard {
     fn readable(&mut self, index: u32, to_the_end: bool) {
         for _ in 0..READS_A_TURN {
             let mut buffer = std::mem::take(&mut self.read_buffer);
-            let received = match self.sessions.receive(index, &mut buffer) {
-                Some(received) => received,
-                None => {
-                    self.read_buffer = buffer;
-                    return;
-                }
+            let Some(received) = self.sessions.receive(index, &mut buffer) else {
+                self.read_buffer = buffer;
+                return;
             };
             match received {
                 Received::Full(length) | Received::Drained(length) if length > 0 => {
@@ -445,7 +442,6 @@ impl Shard {
             Command::Stop => self.stopping = true,
             Command::Metrics { answer } => {
                 let mut metrics = self.engine.metrics;
-                metrics.devices = self.engine.devices() as u64;
                 metrics.connections = self.sessions.open;
                 metrics.accepted = self.sessions.accepted;
                 metrics.packets_out = self.sessions.sending.packets;

@@ -163,7 +163,7 @@ impl HubServerBuilder {
         for (index, (poll, inbox)) in polls.into_iter().enumerate() {
             let registry = poll.registry().try_clone().map_err(StartError::Shard)?;
             let transports = Transports { tcp: Tcp::new(registry), memory: Memory::default() };
-            let hub = Hub::new(self.options.clone());
+            let hub = Hub::new(self.options);
             let hooks = (self.hooks)(index);
             let shard = Shard::new(Parts {
                 index,
