@@ -3,6 +3,7 @@
 //!
 //! This crate measures nothing. It holds the names that scenarios, engines and other programs agree on.
 
+pub mod intervallog;
 pub mod metric;
 pub mod record;
 

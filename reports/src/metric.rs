@@ -224,7 +224,7 @@ const REST: [Metric; 20] = [
         "rate of the slowest 1 % of downloads",
         |r| r.blob.download_p1_bytes_per_second
     ),
-    metric!("rates.connects_per_second", PerSecond, "accepted connections a second", |r| r
+    metric!("rates.connects_per_second", PerSecond, "first connections of devices a second", |r| r
         .rates
         .connects_per_second),
     metric!("rates.notifications_per_second", PerSecond, "devices notified a second", |r| r

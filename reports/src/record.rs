@@ -33,8 +33,9 @@ pub struct RunRecord {
     pub event_hash: Option<String>,
     /// How the run ended.
     pub verdict: Verdict,
-    /// Why the verdict is not `passed`, one sentence each; empty if it is.
-    pub reasons: Vec<String>,
+    /// What a reader of the figures has to know, a sentence each: why the verdict is not `passed`, a rollout
+    /// that was aborted, a wait that timed out.
+    pub notes: Vec<String>,
     /// The process's exit code that belongs to the verdict.
     pub exit_code: u8,
     /// The command that runs the same again.
@@ -50,8 +51,8 @@ pub struct RunRecord {
     /// From the hub's acceptance of a configuration change to its acceptance of the report that the device
     /// runs the release. The population is every device that a change targeted.
     pub twin_convergence: Latency,
-    /// From the intended start of a connection to its accepted CONNACK. The population is every connection
-    /// that was begun.
+    /// From when a device was meant to connect, or to connect again, to its accepted CONNACK, however many
+    /// attempts that took. The population is every connection that was meant.
     pub connect_latency: Latency,
     /// From a device's request for a download grant to its having the URL. The population is every request.
     pub grant_latency: Latency,
@@ -233,7 +234,7 @@ pub struct Blob {
 /// What the run sustained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rates {
-    /// Accepted connections, over the seconds between the first start and the last CONNACK.
+    /// First connections of devices, over the seconds between the first start and the last CONNACK of them.
     pub connects_per_second: f64,
     /// Devices notified, over the seconds between each change's acceptance and its last device notified.
     pub notifications_per_second: f64,
