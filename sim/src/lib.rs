@@ -4,4 +4,7 @@
 //! [`run`] judges the outcome and writes the run record.
 
 pub mod measure;
+pub mod progress;
+pub mod run;
 pub mod scenario;
+pub mod timeline;
