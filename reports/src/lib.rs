@@ -6,5 +6,10 @@
 pub mod intervallog;
 pub mod metric;
 pub mod record;
+#[cfg(test)]
+mod sample;
+mod summary;
+pub mod text;
 
 pub use record::{RunRecord, SCHEMA_VERSION, schema};
+pub use summary::summary;

@@ -292,3 +292,55 @@ pub fn find(name: &str) -> Option<&'static Metric> {
 pub fn value(record: &RunRecord, name: &str) -> Option<MetricValue> {
     find(name)?.value(record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn a_metrics_name_is_the_path_of_its_figure_in_the_record() {
+        let record = sample::passed();
+        let json = serde_json::to_value(&record).unwrap();
+        for metric in METRICS {
+            let Some((first, rest)) = metric.name.split_once('.') else { continue };
+            // Derived figures, and those that a record leaves out when they are the same, are not in it.
+            let Some(figure) = json[first].get(rest) else { continue };
+            let value = metric.value(&record).and_then(MetricValue::finite);
+            assert_eq!(figure.as_f64(), value, "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn no_two_metrics_share_a_name() {
+        let mut names: Vec<_> = METRICS.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), METRICS.len());
+    }
+
+    #[test]
+    fn infinite_is_above_every_bound() {
+        assert_eq!(MetricValue::Infinite.compare(f64::MAX), Ordering::Greater);
+        assert!(MetricValue::Infinite > MetricValue::Finite(1e300));
+    }
+
+    #[test]
+    fn a_run_without_a_population_has_no_value() {
+        let mut record = sample::passed();
+        record.grant_latency = Latency::default();
+        record.devices.targeted = 0;
+        assert_eq!(value(&record, "grant_latency.p99"), None);
+        assert_eq!(value(&record, "devices.missing_share"), None);
+        assert_eq!(value(&record, "grant_latency.count"), Some(MetricValue::Finite(0.0)));
+        assert_eq!(value(&record, "no.such"), None);
+    }
+
+    #[test]
+    fn the_uncorrected_figure_is_the_corrected_one_where_they_do_not_differ() {
+        let mut record = sample::passed();
+        assert_eq!(value(&record, "fan_out_latency.uncorrected.p99"), value(&record, "fan_out_latency.p99"));
+        record.fan_out_latency.uncorrected = Some(Percentiles { p99: Some(0.01), ..Percentiles::default() });
+        assert_eq!(value(&record, "fan_out_latency.uncorrected.p99"), Some(MetricValue::Finite(0.01)));
+    }
+}

@@ -330,3 +330,62 @@ pub struct Floor {
 pub fn schema() -> serde_json::Value {
     schemars::schema_for!(RunRecord).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn a_record_is_valid_by_its_own_schema_and_reads_back_the_same() {
+        let mut record = sample::passed();
+        record.fan_out_latency.corrected.max = None;
+        record.fan_out_latency.uncorrected = Some(Percentiles::default());
+        record.harness.floor = Some(Floor { connects_per_second: Some(1.0), ..Floor::default() });
+        record.failures.push(Failure { cause: "digest_mismatch".to_owned(), count: 2, devices: 1 });
+        let json = serde_json::to_value(&record).unwrap();
+        let validator = jsonschema::validator_for(&schema()).unwrap();
+        let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:#?}");
+        assert_eq!(serde_json::from_value::<RunRecord>(json).unwrap(), record);
+    }
+
+    #[test]
+    fn a_record_without_a_figure_is_not_valid() {
+        let mut json = serde_json::to_value(sample::passed()).unwrap();
+        json["fan_out_latency"].as_object_mut().unwrap().remove("missing");
+        assert!(!jsonschema::is_valid(&schema(), &json));
+    }
+
+    #[test]
+    fn machines_find_the_names_that_are_promised() {
+        let mut record = sample::passed();
+        record.fan_out_latency.corrected.p99_9 = None;
+        let json = serde_json::to_value(record).unwrap();
+        for pointer in [
+            "/schema_version",
+            "/scenario/name",
+            "/scenario/sha256",
+            "/event_hash",
+            "/devices/rolled_back",
+            "/grant_latency/p99",
+            "/fleet_convergence/99.9",
+            "/blob/refetched_bytes",
+            "/messages_per_device",
+            "/expectations/0/want",
+            "/harness/resident_bytes_per_device",
+        ] {
+            assert!(json.pointer(pointer).is_some_and(|value| !value.is_null()), "{pointer}");
+        }
+        assert_eq!(json["verdict"], "passed");
+        assert_eq!(json["engine"], "virtual");
+        assert!(json["fan_out_latency"]["p99_9"].is_null());
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_gates_know() {
+        let codes = [Verdict::Passed, Verdict::Failed, Verdict::Invalid, Verdict::Interrupted]
+            .map(Verdict::exit_code);
+        assert_eq!(codes, [0, 99, 3, 130]);
+    }
+}
