@@ -91,7 +91,7 @@ impl Bench {
 
 fn code(out: &[Output]) -> ErrorCode {
     match out {
-        [Output::Service(Err(error))] | [Output::MethodResult { result: Err(error), .. }] => error.code,
+        [Output::Service(Err(error)) | Output::MethodResult { result: Err(error), .. }] => error.code,
         _ => panic!("{out:?}"),
     }
 }
@@ -446,6 +446,17 @@ fn priorities_decide_and_what_a_higher_one_hid_comes_back() {
 }
 
 #[test]
+fn a_twin_that_leaves_a_condition_by_its_own_report_loses_the_values() {
+    let mut bench = Bench::online();
+    bench.put("c", 1, "properties.reported.a = 1", r#"{"properties.desired.x":1}"#);
+    bench.report(r#"{"a":1}"#);
+    assert_eq!(bench.desired(), r#"{"x":1}"#);
+    let patch = Patch::Json(br#"{"a":2}"#);
+    let out = bench.give(Input::Report { device: bench.device, base: None, patch });
+    assert!(matches!(&out[1], Output::Desired { version: 3, patch, .. } if patch.text() == r#"{"x":null}"#));
+}
+
+#[test]
 fn content_that_does_not_fit_into_a_twin_targets_it_and_is_not_applied() {
     let mut bench = Bench::online();
     let strings = |count| vec![format!("\"{}\"", "x".repeat(4096)); count].join(",");
@@ -490,6 +501,27 @@ fn with_a_cycle_changed_twins_wait_for_it_and_changed_configurations_do_not() {
     assert_eq!(bench.desired(), r#"{"x":1}"#);
     bench.put("c", 1, "properties.reported.a = 1", r#"{"properties.desired.x":2}"#);
     assert_eq!(bench.desired(), r#"{"x":2}"#);
+}
+
+#[test]
+fn a_fleet_that_reports_unique_values_leaves_nothing_behind() {
+    let mut hub = Hub::new(Options::default());
+    let mut out = Vec::new();
+    let devices: Vec<_> = (0..20)
+        .map(|number| hub.create_device(at(0), &format!("d{number}"), DeviceSpec::default()).unwrap())
+        .collect();
+    for &device in &devices {
+        hub.handle(at(0), Input::Connect { device, session: 1, clean: true }, &mut out);
+    }
+    for round in 0..100 {
+        for &device in &devices {
+            let json = format!("{{\"at\":{round},\"who\":{}}}", device.index());
+            let patch = Patch::Json(json.as_bytes());
+            hub.handle(at(round), Input::Report { device, base: None, patch }, &mut out);
+        }
+    }
+    assert!(hub.store.entries() < 500, "{}", hub.store.entries());
+    assert_eq!(hub.twin(devices[7]).reported.text(), r#"{"at":99,"who":7}"#);
 }
 
 #[test]

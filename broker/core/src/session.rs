@@ -172,15 +172,14 @@ impl Hub {
         }
         let Some(device) = self.device(ix) else { return };
         let (tags, before) = (device.tags, self.store.layer(device.layer).targeted);
-        let individual = !affected.and(self.configurations.individual()).is_empty();
-        let known = if individual { None } else { self.targets_after.get(&(before, tags, step)).copied() };
-        let after = known.unwrap_or_else(|| {
+        let after = self.targets_after.get(&(before, tags, step)).copied().unwrap_or_else(|| {
             let hits = self.matching(self.registry.id(ix), tags, self.store.pattern_doc(to), affected);
-            before.without(affected).with(hits)
+            let after = before.without(affected).with(hits);
+            if affected.and(self.configurations.individual()).is_empty() {
+                self.targets_after.insert((before, tags, step), after);
+            }
+            after
         });
-        if !individual && known.is_none() {
-            self.targets_after.insert((before, tags, step), after);
-        }
         self.target(now, ix, after, out);
     }
 }

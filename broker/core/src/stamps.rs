@@ -31,10 +31,13 @@ impl Stamp {
 #[derive(Debug, Default)]
 pub(crate) struct Stamps {
     cells: Vec<Stamp>,
-    /// Free blocks by the logarithm of their size.
-    free: Vec<Vec<u32>>,
+    /// The first free block of each size, by its logarithm; a free block's first cell has the next one in `version`.
+    free: Vec<u32>,
     scratch: Vec<Stamp>,
 }
+
+/// The end of a list of free blocks.
+const NONE: u32 = u32::MAX;
 
 const fn class(count: usize) -> usize {
     count.next_power_of_two().trailing_zeros() as usize
@@ -49,7 +52,9 @@ impl Stamps {
     }
 
     fn allocate(&mut self, class: usize) -> u32 {
-        if let Some(start) = self.free.get_mut(class).and_then(Vec::pop) {
+        if let Some(first) = self.free.get_mut(class).filter(|first| **first != NONE) {
+            let start = *first;
+            *first = self.cells[start as usize].version;
             return start;
         }
         let start = u32::try_from(self.cells.len()).expect("fewer than 2³² stamps in a shard");
@@ -60,9 +65,9 @@ impl Stamps {
     pub(crate) fn release(&mut self, start: u32, count: usize) {
         let class = class(count);
         if self.free.len() <= class {
-            self.free.resize(class + 1, Vec::new());
+            self.free.resize(class + 1, NONE);
         }
-        self.free[class].push(start);
+        self.cells[start as usize].version = std::mem::replace(&mut self.free[class], start);
     }
 
     pub(crate) fn run(&self, start: u32, count: usize) -> &[Stamp] {
@@ -88,7 +93,41 @@ impl Stamps {
 
     /// Bytes on the heap.
     pub(crate) fn heap(&self) -> usize {
-        self.cells.capacity() * size_of::<Stamp>()
-            + self.free.iter().map(|free| free.capacity() * size_of::<u32>()).sum::<usize>()
+        self.cells.capacity() * size_of::<Stamp>() + self.free.capacity() * size_of::<u32>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(version: u32) -> Stamp {
+        Stamp::new(WallTime::from_unix_millis(u64::from(version) << 30), version)
+    }
+
+    #[test]
+    fn a_stamp_keeps_times_beyond_32_bits() {
+        let at = WallTime::from_unix_millis(1_700_000_000_123);
+        assert_eq!((Stamp::new(at, 7).at(), Stamp::new(at, 7).version()), (at, 7));
+    }
+
+    #[test]
+    fn runs_follow_their_map_and_leave_no_memory_behind() {
+        let mut stamps = Stamps::default();
+        let other = stamps.fresh(stamp(99));
+        let mut start = stamps.fresh(stamp(1));
+        let mut sizes = Vec::new();
+        for round in 0..50 {
+            let version = round * 3;
+            start = stamps.follow(start, 1, &[NEW, 0], stamp(version + 2));
+            start = stamps.follow(start, 2, &[NEW, 0, 1], stamp(version + 3));
+            let oldest = if round == 0 { 1 } else { version + 1 };
+            assert_eq!(stamps.run(start, 3), [stamp(version + 3), stamp(version + 2), stamp(oldest)]);
+            start = stamps.follow(start, 3, &[NEW], stamp(version + 4));
+            assert_eq!(stamps.run(start, 1), [stamp(version + 4)]);
+            sizes.push(stamps.cells.len());
+        }
+        assert_eq!(stamps.run(other, 1), [stamp(99)]);
+        assert_eq!(sizes[0], sizes[49]);
     }
 }

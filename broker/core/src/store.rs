@@ -451,7 +451,8 @@ impl Store {
         self.transitions_by_step.clear();
     }
 
-    fn entries(&self) -> usize {
+    /// How many entries all tables together have.
+    pub(crate) fn entries(&self) -> usize {
         self.docs.len()
             + self.patterns.len()
             + self.patches.len()

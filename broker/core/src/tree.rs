@@ -245,7 +245,7 @@ impl Merge<'_> {
             Kind::Object => {
                 self.origins.push(None);
                 let node = self.builder.open(Some(self.patch.key(patch)));
-                self.members(old.filter(|&old| self.old.kind(old) == Kind::Object), patch);
+                self.members(old, patch);
                 self.builder.close(node);
             }
             _ => {
