@@ -30,6 +30,9 @@ pub struct Boot {
     pub durable: Durable,
     /// The release that runs: what the booted image says of itself, whatever the journal expects.
     pub running: ReleaseId,
+    /// The release in the slot that boots by default, as the boot loader has it; another one than `running`
+    /// while that is on trial.
+    pub committed: ReleaseId,
     /// Bytes from the start of the payload in flight that survived.
     pub partial: u64,
 }
@@ -45,10 +48,13 @@ pub struct Agent {
     /// What the hub was last known to believe of this device.
     told: Option<Status>,
     desired: Desired,
-    /// The newest version of the desired properties that was heard of; what is not newer is ignored.
+    /// The newest version of the desired properties that was heard of on this connection, or on the last one
+    /// before there is one; what is not newer is ignored.
     heard_version: u64,
     /// Bytes of the payload in flight that are durable.
     fetched: u64,
+    /// The most that `fetched` ever was for this payload: only what is beyond it is progress.
+    furthest: u64,
     /// When the link that the driver holds ends; zero without one.
     grant_expires: WallTime,
     /// The wake-up that was last asked for.
@@ -56,7 +62,7 @@ pub struct Agent {
     next_rid: u32,
     /// Connection attempts since the last success.
     link_tries: u8,
-    /// Tries of grant and download since the last progress.
+    /// Tries of grant, download and records since the last progress.
     tries: u8,
     /// Payloads that did not match.
     mismatches: u8,
@@ -94,6 +100,7 @@ impl Agent {
             desired: Desired::Nothing,
             heard_version: 0,
             fetched: 0,
+            furthest: 0,
             grant_expires: WallTime::default(),
             wake: Instant::NEVER,
             next_rid: 0,
@@ -117,7 +124,8 @@ impl Agent {
         self.desired
     }
 
-    /// The newest version of the desired properties that was heard of.
+    /// The newest version of the desired properties that was heard of on the present connection; on the last one
+    /// while there is none.
     #[must_use]
     pub fn desired_version(&self) -> u64 {
         self.heard_version
@@ -158,6 +166,8 @@ impl Agent {
         }
         // The machine may have slept past any of its deadlines, whatever woke it.
         self.link_deadline(turn);
+        // What is desired comes first: a deadline must not take a step that nobody wants any more.
+        self.reconcile(turn);
         self.step_deadline(turn);
         self.advance(turn);
         self.report_if_due(turn);
@@ -170,11 +180,12 @@ impl Agent {
             next_rid: self.next_rid,
             durable: boot.durable,
             fetched: boot.partial,
+            furthest: boot.partial,
             ..Self::new(0, boot.durable.committed)
         };
         // Observers hear of the first state even if it is the one that a new machine is in.
         turn.emit(Effect::Entered(State::Idle));
-        self.resume(turn, boot.running);
+        self.resume(turn, boot);
         // When a device is switched on is the driver's business: no delay of the machine's own.
         self.link = Link::Waiting(turn.now.at);
     }

@@ -125,7 +125,7 @@ pub enum Effect {
     Persist(Record),
     /// Boot the inactive slot, once: if nothing commits it, the next boot is into the committed one again.
     RebootIntoCandidate,
-    /// Boot the committed slot.
+    /// Boot the slot that boots by default.
     RebootIntoCommitted,
     /// Run the health checks.
     CheckHealth,

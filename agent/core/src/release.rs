@@ -192,7 +192,7 @@ impl Releases {
         Some(ReleaseId(index as u32))
     }
 
-    /// The last release with this name that can be installed.
+    /// The last release with this name.
     #[must_use]
     pub fn by_name(&self, id: &str) -> Option<ReleaseId> {
         let index = self.entries.iter().rposition(|release| &*release.id == id)?;

@@ -32,6 +32,22 @@ pub struct Status {
     pub progress: Progress,
 }
 
+impl Status {
+    /// Whether both are reported in the same words: several references may bear one name, of which a report tells
+    /// no more than that.
+    #[must_use]
+    pub fn reads_like(&self, other: &Self, releases: &Releases) -> bool {
+        let named = |a: ReleaseId, b: ReleaseId| a == b || releases[a].id == releases[b].id;
+        releases.same(self.running, other.running)
+            && match (self.progress, other.progress) {
+                (Progress::Idle(a), Progress::Idle(b)) => a == b,
+                (Progress::Updating(a), Progress::Updating(b)) => named(a, b),
+                (Progress::Failed(a, why), Progress::Failed(b, reason)) => named(a, b) && why == reason,
+                _ => false,
+            }
+    }
+}
+
 /// What the agent is doing, as coarse as it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Progress {

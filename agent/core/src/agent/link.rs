@@ -42,6 +42,8 @@ impl Agent {
         if !matches!(self.link, Link::Connecting(_)) {
             return;
         }
+        // Versions are compared within a connection: a twin that was made anew begins at 1 again.
+        self.heard_version = 0;
         if !session_present {
             turn.emit(Effect::Subscribe);
         }
@@ -75,12 +77,18 @@ impl Agent {
         desired: Desired,
         reported: Option<Status>,
     ) {
-        if !self.link.is_connected() {
+        if !matches!(self.link, Link::Reading(_) | Link::Rereading(_)) {
             return;
         }
-        // A change overtook the answer: only a newer answer is the whole twin.
+        // A change overtook the answer: only a newer answer is the whole twin. The first time it will come at
+        // once; a hub that keeps giving old ones is not to be asked in a tight loop.
         if version < self.heard_version {
-            self.read_twin(turn);
+            if self.link_tries == 0 {
+                self.link_tries = 1;
+                self.read_twin(turn);
+            } else {
+                self.reread_later(turn);
+            }
             return;
         }
         self.link = Link::Online;
@@ -92,10 +100,14 @@ impl Agent {
 
     pub(super) fn twin_refused(&mut self, turn: &mut Turn<'_>) {
         if matches!(self.link, Link::Reading(_)) {
-            let pause = turn.cx.policy.retry.pause(self.link_tries, &mut self.rng);
-            self.link_tries = self.link_tries.saturating_add(1);
-            self.link = Link::Rereading(turn.now.at + pause);
+            self.reread_later(turn);
         }
+    }
+
+    fn reread_later(&mut self, turn: &mut Turn<'_>) {
+        let pause = turn.cx.policy.retry.pause(self.link_tries, &mut self.rng);
+        self.link_tries = self.link_tries.saturating_add(1);
+        self.link = Link::Rereading(turn.now.at + pause);
     }
 
     pub(super) fn take_desired(&mut self, turn: &mut Turn<'_>, version: u64, desired: Desired) {

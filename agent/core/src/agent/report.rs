@@ -42,22 +42,23 @@ impl Agent {
     }
 
     pub(super) fn report_if_due(&mut self, turn: &mut Turn<'_>) {
-        if !self.is_online() {
-            return;
-        }
+        // Also while the twin is read again: a deadline that stays in the past would wake the device for ever.
         if self.reporting.deadline() <= turn.now.at {
             self.reporting = match self.reporting {
                 Reporting::Sent { .. } => self.report_pause(turn),
                 _ => Reporting::Quiet,
             };
         }
+        if !self.is_online() {
+            return;
+        }
         let status = self.status();
         let due = match self.reporting {
-            Reporting::Quiet => self.told != Some(status),
+            Reporting::Quiet => true,
             Reporting::Refused(refused) => refused != status,
             Reporting::Sent { .. } | Reporting::Pausing(_) => false,
         };
-        if due {
+        if due && !self.told.is_some_and(|told| told.reads_like(&status, turn.cx.releases)) {
             let rid = self.rid();
             self.reporting =
                 Reporting::Sent { rid, status, until: turn.now.at + turn.cx.policy.request_timeout };

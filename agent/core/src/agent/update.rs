@@ -4,12 +4,15 @@ use core::time::Duration;
 
 use fleetwave_protocol::time::{Instant, WallTime, micros};
 
-use super::{Agent, Turn};
+use super::{Agent, Boot, Turn};
 use crate::journal::{Phase, Record};
 use crate::twin::Desired;
 use crate::{
     Effect, FetchError, GrantAnswer, HealthError, ReleaseId, ResultCode, State, StorageError, VerifyError,
 };
+
+/// The longest pause that somebody else may ask for: a mistyped `Retry-After` must not park a device for good.
+const LONGEST_PAUSE: Duration = Duration::from_secs(86_400);
 
 /// Where the update stands, with what that needs. [`State`] is its public face.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,23 +82,26 @@ impl Agent {
     }
 
     /// Goes on from the durable records alone, and from what the device really runs.
-    pub(super) fn resume(&mut self, turn: &mut Turn<'_>, running: ReleaseId) {
+    pub(super) fn resume(&mut self, turn: &mut Turn<'_>, boot: Boot) {
         let releases = turn.cx.releases;
-        let trial = self.durable.pending.is_some_and(|pending| releases.same(pending.release, running));
-        if !trial {
-            // Someone may have flashed the device by hand: what it runs is what it has to say.
-            self.durable.committed = running;
+        // The boot loader knows better than the journal: the record of the last commit may have been lost, or
+        // someone may have flashed the device by hand.
+        self.durable.committed = boot.committed;
+        let pending = self.durable.pending;
+        let runs_pending = pending.is_some_and(|pending| releases.same(pending.release, boot.running));
+        if !releases.same(boot.running, boot.committed) {
+            self.resume_on_trial(turn, runs_pending);
+            return;
         }
-        let Some(pending) = self.durable.pending else { return };
+        let Some(pending) = pending else { return };
         let release = pending.release;
         match pending.phase {
-            Phase::Staged { .. } if trial => {
-                let until = turn.now.at + turn.cx.policy.probation_timeout;
-                self.enter(turn, Step::Probation { until, healthy: false }, State::Probation);
-                turn.emit(Effect::CheckHealth);
+            // It could not be left, and the boot loader has made it the default one: that is how it is.
+            Phase::Reverting(code) if runs_pending && code != ResultCode::CommitFailed => {
+                self.end(turn, release, code);
             }
-            Phase::Reverting(code) if trial => self.revert(turn, release, code),
-            Phase::Started { .. } if trial => self.revert(turn, release, ResultCode::BootFailed),
+            // The slot was committed, and the power went before that was recorded.
+            _ if runs_pending => self.end(turn, release, ResultCode::Ok),
             Phase::Reverting(code) => self.end(turn, release, code),
             Phase::Staged { boots } if boots >= turn.cx.policy.boot_attempts => {
                 self.end(turn, release, ResultCode::BootFailed);
@@ -107,11 +113,27 @@ impl Agent {
         }
     }
 
+    fn resume_on_trial(&mut self, turn: &mut Turn<'_>, runs_pending: bool) {
+        match self.durable.pending.filter(|_| runs_pending) {
+            Some(pending) => match pending.phase {
+                Phase::Staged { .. } => {
+                    let until = turn.now.at + turn.cx.policy.probation_timeout;
+                    self.enter(turn, Step::Probation { until, healthy: false }, State::Probation);
+                    turn.emit(Effect::CheckHealth);
+                }
+                Phase::Reverting(code) => self.revert(turn, pending.release, code),
+                Phase::Started { .. } => self.revert(turn, pending.release, ResultCode::BootFailed),
+            },
+            // Nothing says that this was verified. The journal is about something else, so nothing to record.
+            None => {
+                self.enter(turn, Step::Rebooting, State::RollingBack);
+                turn.emit(Effect::RebootIntoCommitted);
+            }
+        }
+    }
+
     /// Takes every step that needs no more events: called at the end of each turn.
     pub(super) fn advance(&mut self, turn: &mut Turn<'_>) {
-        if self.is_online() {
-            self.reconcile(turn);
-        }
         match self.step {
             Step::Resuming if self.is_online() => match self.durable.pending {
                 Some(pending) if matches!(pending.phase, Phase::Staged { .. }) => {
@@ -132,7 +154,10 @@ impl Agent {
     }
 
     /// Brings what is under way in line with what is desired, where that is safe.
-    fn reconcile(&mut self, turn: &mut Turn<'_>) {
+    pub(super) fn reconcile(&mut self, turn: &mut Turn<'_>) {
+        if !self.is_online() {
+            return;
+        }
         let wanted = match self.desired {
             Desired::Release(release) => Some(release),
             Desired::Nothing | Desired::Cancelled(_) => None,
@@ -145,13 +170,10 @@ impl Agent {
             | Step::Downloading
             | Step::Verifying
             | Step::Staging
+            | Step::PersistPause { .. }
             | Step::Backoff { .. } => true,
             // From here on the slot decides: the next release waits for the end of this one.
-            Step::Persisting { .. }
-            | Step::PersistPause { .. }
-            | Step::Rebooting
-            | Step::Probation { .. }
-            | Step::Committing => false,
+            Step::Persisting { .. } | Step::Rebooting | Step::Probation { .. } | Step::Committing => false,
         };
         if !safe {
             return;
@@ -202,6 +224,7 @@ impl Agent {
         self.tries = 0;
         self.mismatches = 0;
         self.fetched = 0;
+        self.furthest = 0;
         let delay = self.rng.between(0, micros(turn.cx.policy.splay));
         let until = turn.now.at + Duration::from_micros(delay);
         self.enter(turn, Step::Deferred { release: wanted, until }, State::Deferred);
@@ -239,7 +262,7 @@ impl Agent {
             Step::Deferred { release, .. } => self.turn_has_come(turn, release),
             Step::PersistPause { record, then, .. } => self.persist(turn, record, then),
             Step::Granting { .. } => self.failed(turn, ResultCode::GrantTimeout),
-            Step::Backoff { .. } => self.try_again(turn),
+            Step::Backoff { .. } => self.go_on(turn),
             Step::Probation { .. } => {
                 let release = self.pending_release();
                 self.revert(turn, release, ResultCode::ProbationTimeout);
@@ -255,6 +278,8 @@ impl Agent {
         }
         let wait = self.window_wait(turn);
         if wait.is_zero() {
+            // Whatever an earlier update left behind: after a cold start it would pass for bytes of this one.
+            turn.emit(Effect::Discard);
             self.persist(turn, Record::Started(release), Then::Grant);
         } else {
             self.step = Step::Deferred { release, until: turn.now.at + wait };
@@ -284,7 +309,14 @@ impl Agent {
                 }
                 // Nothing relies on the end: if it is lost, a cold start comes to the same one.
                 Record::Ended(..) => {}
-                Record::Staged(_) | Record::Booting(_) | Record::Reverting(..) => {
+                // It only names the cause. A release that failed its trial must not go on running for want of it:
+                // without it the number of boots ends the trial.
+                Record::Reverting(..) => {}
+                Record::Staged(_) | Record::Booting(_) => {
+                    if self.tries >= turn.cx.policy.attempts {
+                        self.give_up(turn, error.code());
+                        return;
+                    }
                     let until = turn.now.at + turn.cx.policy.retry.pause(self.tries, &mut self.rng);
                     self.tries = self.tries.saturating_add(1);
                     self.step = Step::PersistPause { record, then, until };
@@ -294,10 +326,10 @@ impl Agent {
         }
         self.durable.apply(record);
         match then {
-            Then::Grant => self.enter(turn, Step::Granting { until: Instant::NEVER }, State::Granting),
+            Then::Grant => self.go_on(turn),
+            // Not straight into the reboot: this is the last moment at which the update can be called off.
             Then::WaitForReboot => {
-                let release = self.pending_release();
-                self.wait_for_reboot(turn, release);
+                self.step = Step::Deferred { release: self.pending_release(), until: turn.now.at };
             }
             Then::Reboot => {
                 self.step = Step::Rebooting;
@@ -347,10 +379,11 @@ impl Agent {
                 self.fetch(turn);
             }
             GrantAnswer::Later(pause) => {
-                let until = turn.now.at + pause + turn.cx.policy.retry.spread(0, &mut self.rng);
+                let until =
+                    turn.now.at + pause.min(LONGEST_PAUSE) + turn.cx.policy.retry.spread(0, &mut self.rng);
                 self.enter(turn, Step::Backoff { until }, State::Backoff);
             }
-            GrantAnswer::Refused => self.end(turn, release, ResultCode::GrantRefused),
+            GrantAnswer::Refused => self.give_up(turn, ResultCode::GrantRefused),
         }
     }
 
@@ -364,7 +397,8 @@ impl Agent {
         if self.step != Step::Downloading {
             return;
         }
-        if durable > self.fetched {
+        if durable > self.furthest {
+            self.furthest = durable;
             self.tries = 0;
         }
         self.fetched = durable;
@@ -373,7 +407,7 @@ impl Agent {
                 self.failed(turn, error.code());
                 // The store knows best; its word is a lower bound.
                 if let Step::Backoff { until } = &mut self.step {
-                    *until = (*until).max(turn.now.at + pause);
+                    *until = (*until).max(turn.now.at + pause.min(LONGEST_PAUSE));
                 }
             }
             FetchError::Forbidden | FetchError::NotFound => {
@@ -411,8 +445,11 @@ impl Agent {
         self.end(turn, release, code);
     }
 
-    fn try_again(&mut self, turn: &mut Turn<'_>) {
-        if self.grant_expires > turn.now.wall {
+    /// Gets what is still missing of the payload.
+    fn go_on(&mut self, turn: &mut Turn<'_>) {
+        if self.fetched >= turn.cx.releases[self.pending_release()].size {
+            self.verify(turn);
+        } else if self.grant_expires > turn.now.wall {
             self.fetch(turn);
         } else {
             self.enter(turn, Step::Granting { until: Instant::NEVER }, State::Granting);
@@ -423,9 +460,14 @@ impl Agent {
         if self.step == Step::Downloading {
             let release = self.pending_release();
             self.fetched = turn.cx.releases[release].size;
-            self.enter(turn, Step::Verifying, State::Verifying);
-            turn.emit(Effect::Verify(release));
+            self.verify(turn);
         }
+    }
+
+    fn verify(&mut self, turn: &mut Turn<'_>) {
+        self.tries = 0;
+        self.enter(turn, Step::Verifying, State::Verifying);
+        turn.emit(Effect::Verify(self.pending_release()));
     }
 
     pub(super) fn verified(&mut self, turn: &mut Turn<'_>, result: Result<(), VerifyError>) {
@@ -438,6 +480,7 @@ impl Agent {
             return;
         };
         self.mismatches += 1;
+        self.furthest = 0;
         if self.mismatches >= turn.cx.policy.verify_attempts {
             self.give_up(turn, error.code());
         } else {
