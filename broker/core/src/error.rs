@@ -44,8 +44,6 @@ codes! {
     InvalidMessageExpiryTime = 403_009,
     /// No such device.
     DeviceNotFound = 404_001,
-    /// Something that the real hub does and this one does not model.
-    FeatureNotSupported = 404_013,
     /// The device is not connected, or has not subscribed to methods.
     DeviceNotOnline = 404_103,
     /// No such configuration.

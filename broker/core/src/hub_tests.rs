@@ -24,6 +24,7 @@ impl Bench {
 
     fn with(options: Options) -> Self {
         let mut hub = Hub::new(options);
+        hub.store.sweep_above(8);
         let device = hub.create_device(at(0), "dev-0000001", DeviceSpec::default()).unwrap();
         Self { hub, device, now: 0 }
     }
@@ -457,6 +458,33 @@ fn a_twin_that_leaves_a_condition_by_its_own_report_loses_the_values() {
 }
 
 #[test]
+fn a_condition_on_the_id_tells_equal_twins_apart() {
+    let mut hub = Hub::new(Options::default());
+    let mut out = Vec::new();
+    let devices = ["one", "two"].map(|id| hub.create_device(at(0), id, DeviceSpec::default()).unwrap());
+    let condition = "(deviceId = 'two' AND properties.reported.a = 1) OR (deviceId = 'one' AND tags.b = 1)";
+    let configuration = Configuration::new(&ConfigurationSpec {
+        id: "c",
+        target_condition: condition,
+        device_content: r#"{"properties.desired.x":1}"#,
+        ..ConfigurationSpec::default()
+    });
+    hub.handle(at(0), Input::PutConfiguration(Arc::new(configuration.unwrap())), &mut out);
+    for device in devices {
+        hub.handle(at(0), Input::Connect { device, session: 1, clean: true }, &mut out);
+        let patch = Patch::Json(br#"{"a":1}"#);
+        hub.handle(at(0), Input::Report { device, base: None, patch }, &mut out);
+    }
+    assert_eq!(devices.map(|device| hub.twin(device).desired.text()), ["{}", r#"{"x":1}"#]);
+    for device in devices.into_iter().rev() {
+        let tags: &[u8] = br#"{"b":1}"#;
+        let input = Input::PatchTwin { device, tags: Some(tags), desired: None, if_match: None };
+        hub.handle(at(0), input, &mut out);
+    }
+    assert_eq!(devices.map(|device| hub.twin(device).desired.text()), [r#"{"x":1}"#; 2]);
+}
+
+#[test]
 fn content_that_does_not_fit_into_a_twin_targets_it_and_is_not_applied() {
     let mut bench = Bench::online();
     let strings = |count| vec![format!("\"{}\"", "x".repeat(4096)); count].join(",");
@@ -506,6 +534,7 @@ fn with_a_cycle_changed_twins_wait_for_it_and_changed_configurations_do_not() {
 #[test]
 fn a_fleet_that_reports_unique_values_leaves_nothing_behind() {
     let mut hub = Hub::new(Options::default());
+    hub.store.sweep_above(8);
     let mut out = Vec::new();
     let devices: Vec<_> = (0..20)
         .map(|number| hub.create_device(at(0), &format!("d{number}"), DeviceSpec::default()).unwrap())

@@ -177,8 +177,8 @@ pub(crate) struct Held {
     pub(crate) desired: PatternId,
 }
 
-/// Tables smaller than this are not worth a sweep; tests are to see many.
-const SMALL: usize = if cfg!(test) { 8 } else { 1024 };
+/// Tables smaller than this are not worth a sweep.
+const SMALL: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -197,6 +197,8 @@ pub(crate) struct Store {
     last_serial: u64,
     /// How many entries all tables together may have before the next sweep.
     room: usize,
+    /// The least that `room` may be.
+    small: usize,
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -231,6 +233,7 @@ impl Store {
             merges: FxHashMap::default(),
             last_serial: 0,
             room: SMALL,
+            small: SMALL,
         }
     }
 
@@ -467,6 +470,12 @@ impl Store {
         self.entries() + more > self.room
     }
 
+    /// Lets sweeps come as soon as the tables have `small` entries.
+    #[cfg(test)]
+    pub(crate) const fn sweep_above(&mut self, small: usize) {
+        (self.room, self.small) = (small, small);
+    }
+
     /// Forgets all but `root` and what is held.
     pub(crate) fn sweep(&mut self, root: DocId, held: impl Iterator<Item = Held>) {
         self.drop_layers();
@@ -496,6 +505,6 @@ impl Store {
         self.patches.retain(|_, entry| entry.pinned);
         let patches = &self.patches;
         self.patches_by_raw.retain(|id| patches.contains(*id));
-        self.room = SMALL.max(2 * self.entries());
+        self.room = self.small.max(2 * self.entries());
     }
 }
