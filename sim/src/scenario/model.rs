@@ -268,16 +268,26 @@ pub enum Signature {
 pub struct Agent {
     /// An agent waits a random time up to this before it asks for a download.
     pub splay: Span,
-    /// After this long without an answer a request counts as lost and is made again.
+    /// How long an answer of the hub may take (connection, twin, report) before the agent tries again.
     pub request_timeout: Span,
-    /// Waits between attempts at a grant or a download.
+    /// How long a download grant may take before the agent asks again.
+    pub grant_timeout: Span,
+    /// Pauses between tries of a grant, a download or a report, each at least half its length.
     pub backoff: Backoff,
-    /// Attempts at a grant or a download before the update fails.
-    pub attempts: u16,
-    /// Waits between attempts to connect.
+    /// Tries of a grant or a download without any progress before the update fails.
+    pub attempts: u8,
+    /// Whole downloads of a payload that turns out not to match its digest before the update fails.
+    pub verify_attempts: u8,
+    /// Boots of the new slot before the update fails.
+    pub boot_attempts: u8,
+    /// Cold starts within one update before it fails.
+    pub start_attempts: u8,
+    /// Pauses between tries to connect, drawn from nothing up: what spreads a fleet after an outage.
     pub reconnect: Backoff,
-    /// Health checks that take longer than this count as failed, and the agent rolls back.
+    /// How long the new release has to become healthy, and to reach the hub, before the agent rolls back.
     pub probation_timeout: Span,
+    /// Whether the new release must reach the hub before it is committed.
+    pub probation_needs_hub: bool,
     /// A download's progress is made durable every so many bytes: what a power cut can cost.
     pub checkpoint: ByteSize,
     /// MQTT keep-alive; `"0s"` turns it off.
@@ -289,23 +299,28 @@ impl Default for Agent {
         Self {
             splay: Span::from_secs(5),
             request_timeout: Span::from_secs(30),
+            grant_timeout: Span::from_secs(30),
             backoff: Backoff { first: Span::from_secs(1), max: Span::from_secs(60) },
-            attempts: 8,
+            attempts: 10,
+            verify_attempts: 2,
+            boot_attempts: 3,
+            start_attempts: 20,
             reconnect: Backoff { first: Span::from_secs(1), max: Span::from_secs(120) },
             probation_timeout: Span::from_secs(300),
+            probation_needs_hub: true,
             checkpoint: ByteSize::from_bytes(256 << 10),
             keep_alive: Span::from_secs(240),
         }
     }
 }
 
-/// Waits that double from `first` up to `max`; each is drawn at random between nothing and its length.
+/// Pauses that double from `first` up to `max`; each is drawn at random up to its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backoff {
-    /// The longest that the first wait can be.
+    /// The longest that the first pause can be.
     pub first: Span,
-    /// The longest that any wait can be.
+    /// The longest that any pause can be.
     pub max: Span,
 }
 

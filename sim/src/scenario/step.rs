@@ -1,5 +1,7 @@
 //! The timeline: what happens to the fleet, and when.
 
+use core::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +127,22 @@ pub enum Arrival {
     At(Rate),
     /// All at the same instant.
     Storm,
+}
+
+impl Arrival {
+    /// When the `rank`-th of `count` devices arrives, after the start of the step.
+    #[must_use]
+    pub fn offset(self, rank: u64, count: u64) -> Duration {
+        match self {
+            Self::Storm => Duration::ZERO,
+            Self::At(rate) => rate.nth(rank),
+            Self::Over(span) => {
+                let gaps = u128::from(count.saturating_sub(1).max(1));
+                let micros = u128::from(span.as_micros()) * u128::from(rank) / gaps;
+                Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+            }
+        }
+    }
 }
 
 /// Devices connect. It has exactly one of `over`, `rate` and `storm`.

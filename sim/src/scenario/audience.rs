@@ -1,0 +1,72 @@
+//! Which devices a target condition is for. The hub core answers, from one device of each group, as it will answer in
+//! the run.
+
+use std::sync::Arc;
+
+use fleetwave_hub_core::{Configuration, ConfigurationSpec, DeviceSpec, Hub, HubError, Input, Options};
+use fleetwave_protocol::Now;
+use serde_json::json;
+
+use super::fleet::{Fleet, PlannedGroup};
+use super::model::{RunningRelease, Scenario};
+
+/// A fleet, as far as target conditions tell its devices apart.
+pub(super) struct Audience {
+    fleet: Fleet,
+    running: RunningRelease,
+}
+
+impl Audience {
+    pub(super) fn of_scenario(scenario: &Scenario) -> Self {
+        Self { fleet: Fleet::plan(scenario), running: scenario.fleet.release.clone() }
+    }
+
+    /// How many devices a condition is for when the run starts; `None` if that depends on more than their group.
+    pub(super) fn of(&self, target: &str) -> Option<u64> {
+        if target.contains("deviceId") {
+            return None;
+        }
+        let configuration = Arc::new(configuration("probe", target).ok()?);
+        self.fleet.groups().iter().try_fold(0, |count, group| {
+            let mut hub = hub_of(group, &self.running).ok()?;
+            hub.handle(Now::default(), Input::PutConfiguration(Arc::clone(&configuration)), &mut Vec::new());
+            Some(count + hub.configuration_counts("probe")?.targeted * group.devices())
+        })
+    }
+
+    pub(super) const fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+}
+
+/// A configuration of that id and target, with some content.
+pub(super) fn configuration(id: &str, target: &str) -> Result<Configuration, HubError> {
+    Configuration::new(&ConfigurationSpec {
+        id,
+        target_condition: target,
+        device_content: r#"{"properties.desired.firmware":{}}"#,
+        ..ConfigurationSpec::default()
+    })
+}
+
+/// A hub with one device of `group`.
+fn hub_of(group: &PlannedGroup, running: &RunningRelease) -> Result<Hub, HubError> {
+    let mut hub = Hub::new(Options::default());
+    let reported =
+        json!({ "firmware": { "running": { "id": running.id, "seq": running.seq }, "state": "idle" } })
+            .to_string();
+    let spec = DeviceSpec { tags: Some(&group.tags), reported: Some(&reported), ..DeviceSpec::default() };
+    hub.create_device(Now::default(), "probe", spec)?;
+    Ok(hub)
+}
+
+/// The groups whose tags no twin can have, and why.
+pub(super) fn bad_tags(scenario: &Scenario) -> Vec<(usize, String)> {
+    let groups = Fleet::plan(scenario);
+    (0..scenario.fleet.groups.len())
+        .filter_map(|i| {
+            let error = hub_of(&groups.groups()[i], &RunningRelease::default()).err()?;
+            Some((i, format!("a twin cannot have these tags: {}", error.message)))
+        })
+        .collect()
+}

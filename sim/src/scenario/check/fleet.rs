@@ -1,0 +1,129 @@
+//! The fleet, its groups and the releases.
+
+use super::super::audience;
+use super::super::model::{Scenario, Share};
+use super::super::quantity::Span;
+use super::super::read::{Path, Source};
+use super::super::step::Action;
+use super::unique;
+
+/// Device numbers are 32 bits wide, with room for what engines mark in them.
+const MOST_DEVICES: u64 = 1_000_000_000;
+/// Engines run devices apart from each other for as long as no message can pass between them.
+const SHORTEST_LATENCY: Span = Span::from_millis(1);
+const DAY: Span = Span::from_secs(86_400);
+
+pub(super) fn check(scenario: &Scenario, source: &mut Source) {
+    let devices = scenario.fleet.devices.0;
+    if devices == 0 || devices > MOST_DEVICES {
+        source.error(
+            &Path::of("fleet.devices"),
+            format!("a fleet has 1 to {MOST_DEVICES} devices, not {devices}"),
+            None,
+        );
+    }
+    groups(scenario, source);
+    releases(scenario, source);
+}
+
+fn groups(scenario: &Scenario, source: &mut Source) {
+    let groups = &scenario.fleet.groups;
+    unique(groups.iter().map(|group| group.name.as_str()), "group", |i| at(i, "name"), source);
+    shares(scenario, source);
+    for (i, problem) in audience::bad_tags(scenario) {
+        source.error(&at(i, "tags"), problem, None);
+    }
+    for (i, group) in groups.iter().enumerate() {
+        if group.link.latency.min() < SHORTEST_LATENCY.duration() {
+            source.error(
+                &at(i, "link.latency"),
+                format!("a link's latency can be as low as {:?} here", group.link.latency.min()),
+                Some(format!("engines need at least {SHORTEST_LATENCY}")),
+            );
+        }
+        if let Some(window) = &group.window
+            && (window.lasts == Span::ZERO || window.lasts > DAY)
+        {
+            source.error(
+                &at(i, "window.lasts"),
+                format!("a window that opens every day cannot last {}", window.lasts),
+                Some("it lasts more than nothing and at most 24h; leave `window` out for always".to_owned()),
+            );
+        }
+        if group.probation.max() > scenario.agent.probation_timeout.duration() {
+            source.warn(
+                &at(i, "probation"),
+                format!(
+                    "health checks can take longer than agent.probation_timeout = \"{}\": such devices roll back",
+                    scenario.agent.probation_timeout
+                ),
+                None,
+            );
+        }
+    }
+}
+
+fn at(group: usize, key: &str) -> Path {
+    Path::of(&format!("fleet.group.{group}.{key}"))
+}
+
+fn shares(scenario: &Scenario, source: &mut Source) {
+    let groups = &scenario.fleet.groups;
+    let mut sum = 0u64;
+    let mut rest = false;
+    for (i, group) in groups.iter().enumerate() {
+        match group.share {
+            Share::Rest => rest = true,
+            Share::Of(share) => {
+                let before = sum;
+                sum += u64::from(share.millionths());
+                if before <= 1_000_000 && sum > 1_000_000 {
+                    source.error(
+                        &at(i, "share"),
+                        format!("with this group the shares add up to {}%", sum as f64 / 1e4),
+                        Some(format!("the groups before it leave {}%", (1_000_000 - before) as f64 / 1e4)),
+                    );
+                }
+            }
+        }
+    }
+    if !groups.is_empty() && !rest && sum < 1_000_000 {
+        source.error(
+            &at(groups.len() - 1, "share"),
+            format!("the groups' shares add up to {}% only", sum as f64 / 1e4),
+            Some("give one group share = \"rest\"".to_owned()),
+        );
+    } else if rest && sum == 1_000_000 {
+        let i = groups.iter().position(|group| group.share == Share::Rest).unwrap_or_default();
+        source.warn(&at(i, "name"), "the other groups leave nothing for this one", None);
+    }
+}
+
+fn releases(scenario: &Scenario, source: &mut Source) {
+    let releases = &scenario.releases;
+    let path = |i: usize, key: &str| Path::of(&format!("release.{i}.{key}"));
+    unique(releases.iter().map(|release| release.id.as_str()), "release", |i| path(i, "id"), source);
+    for (i, release) in releases.iter().enumerate() {
+        if release.size.bytes() == 0 {
+            source.error(&path(i, "size"), "a release has at least one byte", None);
+        }
+        let running = &scenario.fleet.release;
+        if release.id == running.id && release.seq != running.seq {
+            source.error(
+                &path(i, "seq"),
+                format!(
+                    "release `{}` has seq = {} here and {} in fleet.release",
+                    release.id, release.seq, running.seq
+                ),
+                Some("a release's sequence number never changes".to_owned()),
+            );
+        }
+        let used = scenario
+            .steps
+            .iter()
+            .any(|step| matches!(&step.action, Action::Configure(put) if put.release == release.id));
+        if !used {
+            source.warn(&path(i, "id"), format!("no step rolls out release `{}`", release.id), None);
+        }
+    }
+}
