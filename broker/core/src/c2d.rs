@@ -5,9 +5,9 @@
 //! time. The page's newest version says that only an explicit abandon, which MQTT does not have, counts as a delivery;
 //! here, as in the versions before it, each delivery counts, so that a message that crashes its device ends.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleetwave_protocol::{Now, WallTime};
 

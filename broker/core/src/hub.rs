@@ -1,7 +1,7 @@
 //! The hub: what it owns, and which part takes which input.
 
+use core::time::Duration;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleetwave_protocol::{Instant, Now};
 use rustc_hash::FxHashMap;

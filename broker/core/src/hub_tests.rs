@@ -1,7 +1,7 @@
 //! Sessions, reports, methods, C2D and the rest of what a driver sees.
 
+use core::time::Duration;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleetwave_protocol::{Instant, Now, WallTime};
 

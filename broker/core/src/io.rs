@@ -1,7 +1,7 @@
 //! What goes into a hub, and what comes out.
 
+use core::time::Duration;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleetwave_protocol::WallTime;
 

@@ -1,7 +1,7 @@
 //! Direct methods: a call, its device's answer, and the times that both may take.
 
+use core::time::Duration;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleetwave_protocol::Now;
 

@@ -1,7 +1,7 @@
 //! Configurations and the twins that they target.
 
+use core::time::Duration;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fleetwave_protocol::{Instant, Now};
 use rustc_hash::FxHashMap;

@@ -9,7 +9,7 @@
 //! burst of one minute's worth of the rate (twice the rate passes for one minute) and a queue of one minute's worth.
 //! [`Shaping`] changes both.
 
-use std::time::Duration;
+use core::time::Duration;
 
 use fleetwave_protocol::Instant;
 
