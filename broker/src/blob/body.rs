@@ -52,6 +52,8 @@ pub(super) struct BlobBody {
     end: u64,
     /// Where to stop, if that is before the end.
     cut: Option<u64>,
+    /// What came before the cut had a chance to leave the server.
+    flushed: bool,
     corrupt: bool,
     start: u64,
     pacers: Vec<Arc<Pacer>>,
@@ -70,6 +72,7 @@ impl BlobBody {
             offset: start,
             end,
             cut: None,
+            flushed: false,
             corrupt: false,
             start,
             pacers: Vec::new(),
@@ -125,6 +128,12 @@ impl Body for BlobBody {
             return Poll::Ready(None);
         }
         if self.cut.is_some_and(|cut| self.offset >= cut) {
+            if !self.flushed {
+                // hyper flushes when a body makes it wait; an error would throw away what it holds.
+                self.flushed = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let (sent, announced) = (self.offset - self.start, self.end - self.start);
             self.offset = self.end;
             return Poll::Ready(Some(Err(Truncated { sent, announced })));

@@ -1,0 +1,270 @@
+//! A raw MQTT client that a test can hold, over either transport; and the hubs that it talks to.
+
+#![allow(dead_code, reason = "each test crate uses its part")]
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use fleetwave_hub::memory::{Event, MemoryPort};
+use fleetwave_hub::{Hooks, HubControl, HubServer, NewDevice, Replies, Telemetry};
+use fleetwave_protocol::{Now, WallTime};
+use rumqttc::mqttbytes::v4::{
+    ConnAck, Connect, ConnectReturnCode, Packet, Publish, Subscribe, SubscribeFilter,
+};
+use rumqttc::mqttbytes::{self, QoS};
+
+/// The hub's name in these tests.
+pub(crate) const HOST: &str = "hub.example";
+/// Long enough for a loaded machine; nothing waits so long unless it fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+const MAX_PACKET: usize = 1024 * 1024;
+
+/// How a client's bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Tcp,
+    Memory,
+}
+
+pub(crate) const BOTH_WAYS: [Way; 2] = [Way::Tcp, Way::Memory];
+
+enum Line {
+    Tcp(TcpStream),
+    Memory { port: MemoryPort, poll: mio::Poll, arrived: VecDeque<Vec<u8>>, closed: bool },
+}
+
+/// A client with nothing clever in it.
+pub(crate) struct Client {
+    line: Line,
+    input: BytesMut,
+}
+
+const CONNECTION: u32 = 3;
+
+impl Client {
+    pub(crate) fn open(server: &HubServer, way: Way, device: &str) -> Self {
+        let line = match way {
+            Way::Tcp => Line::Tcp(connect_tcp(server.address().expect("the hub listens"))),
+            Way::Memory => {
+                let poll = mio::Poll::new().expect("poll");
+                let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("waker");
+                let mut port = server.memory().port(Arc::new(waker));
+                port.connect(CONNECTION, device);
+                port.flush();
+                Line::Memory { port, poll, arrived: VecDeque::new(), closed: false }
+            }
+        };
+        Self { line, input: BytesMut::new() }
+    }
+
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
+        match &mut self.line {
+            // A hub that closed the connection meanwhile is what the test then looks at.
+            Line::Tcp(stream) => drop(stream.write_all(bytes)),
+            Line::Memory { port, .. } => {
+                port.send(CONNECTION, bytes);
+                port.flush();
+            }
+        }
+    }
+
+    pub(crate) fn send(&mut self, packet: Packet) {
+        self.send_bytes(&encode(&packet));
+    }
+
+    /// The next bytes, or `None` at the end of the connection.
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        match &mut self.line {
+            Line::Tcp(stream) => {
+                let mut buffer = vec![0; 65_536];
+                match stream.read(&mut buffer) {
+                    Ok(0) => None,
+                    Ok(length) => Some(buffer[..length].to_vec()),
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+                    Err(error) => panic!("nothing came: {error}"),
+                }
+            }
+            Line::Memory { port, poll, arrived, closed } => {
+                let mut events = mio::Events::with_capacity(8);
+                let give_up = std::time::Instant::now() + PATIENCE;
+                loop {
+                    while let Some(batch) = port.receive() {
+                        for (connection, event) in batch.iter() {
+                            assert_eq!(connection, CONNECTION);
+                            match event {
+                                Event::Bytes(bytes) => arrived.push_back(bytes.to_vec()),
+                                Event::Closed => *closed = true,
+                                Event::Opened => panic!("a hub opens nothing"),
+                            }
+                        }
+                    }
+                    if let Some(bytes) = arrived.pop_front() {
+                        return Some(bytes);
+                    }
+                    if *closed {
+                        return None;
+                    }
+                    assert!(std::time::Instant::now() < give_up, "nothing came");
+                    poll.poll(&mut events, Some(Duration::from_millis(100))).expect("poll");
+                }
+            }
+        }
+    }
+
+    /// The next packet, or `None` at the end of the connection.
+    pub(crate) fn next(&mut self) -> Option<Packet> {
+        loop {
+            match Packet::read(&mut self.input, MAX_PACKET) {
+                Ok(packet) => return Some(packet),
+                Err(mqttbytes::Error::InsufficientBytes(_)) => {
+                    let bytes = self.receive()?;
+                    self.input.extend_from_slice(&bytes);
+                }
+                Err(error) => panic!("the hub sent garbage: {error}"),
+            }
+        }
+    }
+
+    /// The next PUBLISH: its topic and its payload as text.
+    pub(crate) fn message(&mut self) -> (String, String) {
+        let publish = self.publish();
+        (publish.topic, String::from_utf8(publish.payload.to_vec()).expect("text"))
+    }
+
+    pub(crate) fn publish(&mut self) -> Publish {
+        match self.next() {
+            Some(Packet::Publish(publish)) => publish,
+            other => panic!("a PUBLISH was expected, not {other:?}"),
+        }
+    }
+
+    /// Asserts that the hub closes the connection, perhaps after packets that were under way.
+    pub(crate) fn expect_end(&mut self) {
+        while self.next().is_some() {}
+    }
+
+    pub(crate) fn connack(&mut self) -> ConnAck {
+        match self.next() {
+            Some(Packet::ConnAck(ack)) => ack,
+            other => panic!("a CONNACK was expected, not {other:?}"),
+        }
+    }
+
+    /// Connects as a device, with a good token.
+    pub(crate) fn log_in(&mut self, control: &HubControl, device: &str) -> ConnAck {
+        self.send(Packet::Connect(login(control, device)));
+        let ack = self.connack();
+        assert_eq!(ack.code, ConnectReturnCode::Success);
+        ack
+    }
+
+    /// Subscribes to everything that a device may, in one packet.
+    pub(crate) fn subscribe(&mut self, device: &str) {
+        self.send(Packet::Subscribe(filters(device)));
+        match self.next() {
+            Some(Packet::SubAck(ack)) => assert_eq!(ack.return_codes.len(), 4),
+            other => panic!("a SUBACK was expected, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn publish_at_most_once(&mut self, topic: &str, body: &[u8]) {
+        self.send(Packet::Publish(Publish::new(topic, QoS::AtMostOnce, body)));
+    }
+
+    /// Reads the twin, which also proves that everything sent before was dealt with.
+    pub(crate) fn twin(&mut self) -> String {
+        self.publish_at_most_once("$iothub/twin/GET/?$rid=twin", b" ");
+        let (topic, body) = self.message();
+        assert_eq!(topic, "$iothub/twin/res/200/?$rid=twin");
+        body
+    }
+
+    /// Sends nothing any more, as far as the transport has such a thing.
+    pub(crate) fn hang_up(self) {
+        if let Line::Memory { mut port, .. } = self.line {
+            port.close(CONNECTION);
+            port.flush();
+        }
+    }
+}
+
+pub(crate) fn encode(packet: &Packet) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    packet.write(&mut bytes, MAX_PACKET).expect("a packet that a client may send");
+    bytes
+}
+
+fn connect_tcp(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the hub accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    stream.set_nodelay(true).expect("nodelay");
+    stream
+}
+
+/// A time far after every test.
+pub(crate) fn later(control: &HubControl) -> WallTime {
+    WallTime::from_unix_millis(control.clock().now().wall.as_unix_millis() + 3_600_000)
+}
+
+pub(crate) fn user_name(device: &str) -> String {
+    format!("{HOST}/{device}/?api-version=2021-04-12&DeviceClientType=test")
+}
+
+pub(crate) fn login(control: &HubControl, device: &str) -> Connect {
+    let mut connect = Connect::new(device);
+    connect.keep_alive = 60;
+    connect.set_login(user_name(device), control.device_token(HOST, device, later(control)));
+    connect
+}
+
+pub(crate) fn filters(device: &str) -> Subscribe {
+    let paths = [
+        "$iothub/twin/res/#".to_owned(),
+        "$iothub/twin/PATCH/properties/desired/#".to_owned(),
+        "$iothub/methods/POST/#".to_owned(),
+        format!("devices/{device}/messages/devicebound/#"),
+    ];
+    let mut subscribe = Subscribe::new_many(paths.map(|path| SubscribeFilter::new(path, QoS::AtLeastOnce)));
+    subscribe.pkid = 9;
+    subscribe
+}
+
+/// A hub on both transports with the devices `d1` to `d3`.
+pub(crate) fn hub() -> HubServer {
+    let server = HubServer::builder()
+        .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .host_name(HOST)
+        .start()
+        .expect("a hub on a free port");
+    create(&server.control());
+    server
+}
+
+pub(crate) fn create(control: &HubControl) {
+    let devices = ["d1", "d2", "d3"].map(NewDevice::new);
+    assert_eq!(control.create_devices(devices).expect("new devices"), 3);
+}
+
+struct OnTelemetry<F>(F);
+
+impl<F: FnMut(Telemetry<'_>) + Send> Hooks for OnTelemetry<F> {
+    fn telemetry(&mut self, _: Now, message: Telemetry<'_>, _: &mut Replies) {
+        (self.0)(message);
+    }
+}
+
+/// The same, with something that hears its telemetry.
+pub(crate) fn hub_with(telemetry: impl FnMut(Telemetry<'_>) + Send + 'static) -> HubServer {
+    let mut hooks: Option<Box<dyn Hooks>> = Some(Box::new(OnTelemetry(telemetry)));
+    let server = HubServer::builder()
+        .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .hooks(move |_| hooks.take().expect("one shard"))
+        .start()
+        .expect("a hub on a free port");
+    create(&server.control());
+    server
+}
