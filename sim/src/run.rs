@@ -16,7 +16,7 @@ use crate::timeline::End;
 /// Everything that decides how a run goes.
 #[derive(Clone, Debug)]
 pub struct RunPlan {
-    /// What happens, with every change of the command line applied.
+    /// What happens, with every change of the command line applied, the seed among them.
     pub scenario: Scenario,
     /// SHA-256 of the scenario's text and changes, in hexadecimal.
     pub sha256: String,
@@ -28,8 +28,6 @@ pub struct RunPlan {
     pub target: Target,
     /// What carries their messages.
     pub transport: Transport,
-    /// Seed of every random draw.
-    pub seed: u64,
     /// Threads of the virtual engine; as many as there are cores if left out.
     pub threads: Option<NonZeroUsize>,
     /// The command that runs the same again.
@@ -173,7 +171,7 @@ pub fn judge(plan: &RunPlan, outcome: &EngineOutcome) -> RunRecord {
         engine: plan.engine,
         target: plan.target.to_string(),
         transport: plan.transport,
-        seed: plan.seed,
+        seed: plan.scenario.seed,
         event_hash: outcome.event_hash.map(|hash| format!("{hash:016x}")),
         verdict: Verdict::Passed,
         notes: Vec::new(),
@@ -209,7 +207,7 @@ fn evaluate(want: &expect::Expectation, record: &RunRecord) -> Expectation {
         got: value.and_then(fleetwave_report::metric::MetricValue::finite),
         // What was not measured meets no expectation: a run in which nothing happened has not passed.
         passed: value.is_some_and(|value| want.accepts(value)),
-        note: value.is_none().then(|| "not measured: the run had nothing to measure it on".to_owned()),
+        note: value.is_none().then(|| "not measured: nothing to measure it on".to_owned()),
     }
 }
 
@@ -263,3 +261,6 @@ fn verdict(record: &RunRecord, outcome: &EngineOutcome) -> (Verdict, Vec<String>
     };
     (verdict, notes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,12 +157,8 @@ pub struct Timeline<'s> {
     connects: Vec<u64>,
     next: usize,
     state: State<'s>,
-    /// When the last step that was started has ended.
+    /// When the last step that was started ends, waits aside.
     ended: Instant,
-    /// When the last step was started, or the last wait has ended: nothing later starts before it.
-    earliest: Instant,
-    /// When every device has been told to connect.
-    all_told: Instant,
     /// How late the next step is to be sent, by a planted defect.
     lateness: Duration,
     changes: u16,
@@ -187,8 +183,6 @@ impl<'s> Timeline<'s> {
             next: 0,
             state: State::Between,
             ended: Instant::ZERO,
-            earliest: Instant::ZERO,
-            all_told: Instant::ZERO,
             lateness: Duration::ZERO,
             changes: 0,
             unconfirmed: 0,
@@ -219,7 +213,7 @@ impl<'s> Timeline<'s> {
             State::Waiting { wait, since } => deadline(wait, *since).unwrap_or(Instant::NEVER),
             State::Between => match self.steps.get(self.next) {
                 Some(step) => self.intended_start(step) + self.lateness,
-                None => self.ended.max(self.all_told),
+                None => self.ended,
             },
         };
         wake.min(self.max_duration)
@@ -257,7 +251,7 @@ impl<'s> Timeline<'s> {
             &State::Waiting { wait, since } => self.wait(wait, since, now, counts, actions),
             State::Between => match self.steps.get(self.next) {
                 Some(step) => self.start(step, now, actions),
-                None => now >= self.ended.max(self.all_told) && self.end(End::Completed, actions),
+                None => now >= self.ended && self.end(End::Completed, actions),
             },
         }
     }
@@ -269,14 +263,12 @@ impl<'s> Timeline<'s> {
             return false;
         }
         self.lateness = Duration::ZERO;
-        self.earliest = start;
         self.ended = start;
         match &step.action {
             step::Action::Connect(connect) => {
                 let devices = self.connects[self.next];
                 let last = arrival_offset(connect.arrival, devices.saturating_sub(1), devices);
                 self.ended = start + last;
-                self.all_told = self.all_told.max(self.ended);
                 actions.push(Action::Connect { from: intended, connect });
             }
             step::Action::Configure(configure) => {
@@ -332,7 +324,6 @@ impl<'s> Timeline<'s> {
     /// The wait has ended at `at`.
     fn go_on(&mut self, at: Instant) {
         self.ended = at;
-        self.earliest = at;
         self.state = State::Between;
     }
 
@@ -351,9 +342,10 @@ impl<'s> Timeline<'s> {
         true
     }
 
-    /// When the step is meant to start: at its time, but in its turn, which comes when the waits before it have ended.
+    /// When the step is meant to start: at its time, or when the step before it has ended if that is later, which is
+    /// how long a wait took and no fault of the harness.
     fn intended_start(&self, step: &Step) -> Instant {
-        step.at.map_or(self.ended, |at| (Instant::ZERO + at.duration()).max(self.earliest))
+        step.at.map_or(self.ended, |at| (Instant::ZERO + at.duration()).max(self.ended))
     }
 }
 

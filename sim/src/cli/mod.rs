@@ -1,0 +1,94 @@
+//! The command line: what users type, see and get as an exit code.
+
+mod args;
+mod output;
+mod plan;
+mod session;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::{Arguments, Command};
+use crate::run::EngineError;
+use crate::scenario::{self, Diagnostics};
+
+/// The exit code of wrong usage or a wrong scenario.
+const USAGE: u8 = 2;
+/// The exit code of everything that has no other.
+const OTHER: u8 = 1;
+
+/// Why a command could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Scenario(#[from] Diagnostics),
+    #[error(transparent)]
+    Contradiction(#[from] plan::Contradiction),
+    #[error(transparent)]
+    Output(#[from] output::OutputError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("cannot listen for Ctrl-C")]
+    Signals(#[from] ctrlc::Error),
+}
+
+impl CliError {
+    const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Scenario(_) | Self::Contradiction(_) => USAGE,
+            Self::Engine(error) => error.exit_code(),
+            Self::Output(_) | Self::Signals(_) => OTHER,
+        }
+    }
+
+    /// Says it as users read it. Diagnostics have their own form.
+    fn report(&self) {
+        let mut text = match self {
+            Self::Scenario(diagnostics) => diagnostics.to_string(),
+            other => format!("error: {other}\n"),
+        };
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(&format!("  because: {error}\n"));
+            cause = error.source();
+        }
+        // There is nowhere left to complain when standard error is gone.
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
+}
+
+/// Does what the command line says, and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let code = match Arguments::parse().command {
+        Command::Run(arguments) => session::run(&arguments),
+        Command::Check(arguments) => check(&arguments),
+        Command::Schema(arguments) => schema(&arguments),
+        Command::Scenarios => scenarios(),
+    };
+    ExitCode::from(code.unwrap_or_else(|error| {
+        error.report();
+        error.exit_code()
+    }))
+}
+
+fn check(arguments: &args::Check) -> Result<u8, CliError> {
+    let loaded = scenario::load(&arguments.scenario, &arguments.set)?;
+    output::print(&scenario::explain(&loaded))?;
+    Ok(0)
+}
+
+fn schema(arguments: &args::Schema) -> Result<u8, CliError> {
+    let schema = if arguments.record { fleetwave_report::schema() } else { scenario::schema() };
+    output::print(&format!("{schema:#}\n"))?;
+    Ok(0)
+}
+
+fn scenarios() -> Result<u8, CliError> {
+    let lines =
+        scenario::shipped().iter().map(|shipped| format!("{:<18}{}\n", shipped.name, shipped.summary()));
+    output::print(&lines.collect::<String>())?;
+    Ok(0)
+}
