@@ -3,6 +3,7 @@
 //! An engine (virtual or live) runs the scenario's [`timeline`] and feeds a [`measure::Meter`];
 //! [`run`] judges the outcome and writes the run record.
 
+pub mod cli;
 pub mod measure;
 pub mod progress;
 pub mod run;
