@@ -3,6 +3,8 @@
 //!
 //! This crate measures nothing. It holds the names that scenarios, engines and other programs agree on.
 
+#[cfg(test)]
+mod docs;
 pub mod intervallog;
 pub mod metric;
 pub mod record;

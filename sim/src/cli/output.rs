@@ -91,3 +91,37 @@ impl OutDir {
         result.map_err(|source| OutputError::File { path, source })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{judge, tests as runs};
+
+    #[test]
+    fn a_run_is_written_as_a_record_a_summary_and_histograms() {
+        let dir = tempfile::tempdir().expect("a directory for the test");
+        let path = dir.path().join("new/results");
+        let (plan, outcome) = (runs::plan(""), runs::outcome(0));
+        let record = judge(&plan, &outcome);
+        let out = OutDir::prepare(&path).expect("the directory can be made");
+        for _ in 0..2 {
+            out.write(&record, &outcome.meter, SystemTime::UNIX_EPOCH).expect("the results can be written");
+        }
+        let read = |name: &str| fs::read_to_string(path.join(name)).expect("the file is there");
+        let back: RunRecord = serde_json::from_str(&read("run.json")).expect("the record is JSON");
+        assert_eq!(back, record);
+        assert_eq!(read("summary.txt"), summary(&record));
+        assert!(read("histograms.hlog").contains("Tag=fan_out_latency,"));
+        assert_eq!(
+            fs::read_dir(&path).expect("the directory can be read").count(),
+            3,
+            "nothing is left behind"
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_a_file_is_refused() {
+        let file = tempfile::NamedTempFile::new().expect("a file for the test");
+        assert!(matches!(OutDir::prepare(file.path()), Err(OutputError::Directory { .. })));
+    }
+}

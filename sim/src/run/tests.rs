@@ -7,7 +7,7 @@ use crate::measure::{Change, ChangeId, Meter};
 use crate::scenario::load_text;
 use crate::timeline::Counts;
 
-fn plan(expectations: &str) -> RunPlan {
+pub(crate) fn plan(expectations: &str) -> RunPlan {
     let text = format!(
         "schema = 1\nname = \"t\"\n[fleet]\ndevices = 1000\n[[release]]\nid = \"fw-2\"\nseq = 2\n\
          [[step]]\nconnect = {{ storm = true }}\n\
@@ -28,7 +28,7 @@ fn plan(expectations: &str) -> RunPlan {
 }
 
 /// 1,000 devices were targeted; `missing` of them never learned of it, the others needed 20 ms, and a second more.
-fn outcome(missing: u64) -> EngineOutcome {
+pub(crate) fn outcome(missing: u64) -> EngineOutcome {
     let mut meter = Meter::default();
     let at = Instant::from_micros(1_000_000);
     meter.change(ChangeId(0), Change { intended: at, sent: at, accepted: at });
