@@ -1,0 +1,137 @@
+//! What a scenario's releases and configurations are to agents and hub: signed references, policies, desired
+//! properties. Both engines take them from here, so that they roll out the same.
+
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use fleetwave_agent_core::{Backoff, Policy, ReleaseId, Releases, TrustRoot, Window, sign};
+use fleetwave_hub_core::{Configuration, ConfigurationSpec, HubError};
+use serde_json::{Map, Value};
+
+use crate::scenario::model::{self, Group, Release, Scenario, Signature};
+use crate::scenario::step::{Action, Configure};
+
+/// The keys that sign the releases of a run. They protect nothing: they make devices check what they check.
+const KEYS: [(&str, [u8; 32]); 2] = [("release-1", [0x51; 32]), ("release-2", [0x52; 32])];
+
+/// How many of them have to sign.
+const THRESHOLD: usize = 2;
+
+/// A key that no device trusts.
+const FORGER: [u8; 32] = [0x66; 32];
+
+/// The releases of a run: what agents know of them, and what the scenario says of them.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    /// What agents know: each release that a configuration gives, checked once.
+    pub releases: Releases,
+    /// What every device runs at the start.
+    pub initial: ReleaseId,
+    /// The scenario's release behind each entry of `releases`, by place; none for the initial one.
+    specs: Vec<Option<usize>>,
+    references: Vec<(String, bool, ReleaseId)>,
+}
+
+impl Catalogue {
+    /// The releases that the configurations of `scenario` give, with `digest` as each one's payload digest.
+    #[must_use]
+    pub fn of(scenario: &Scenario, digest: impl Fn(&Release) -> [u8; 32]) -> Self {
+        let keys = KEYS.map(|(id, key)| (id.to_owned(), SigningKey::from_bytes(&key).verifying_key()));
+        let mut releases = Releases::new(TrustRoot::new(keys.to_vec(), THRESHOLD));
+        let initial = releases.preinstalled(&scenario.fleet.release.id, scenario.fleet.release.seq);
+        let mut catalogue = Self { releases, initial, specs: vec![None], references: Vec::new() };
+        for step in &scenario.steps {
+            let Action::Configure(configure) = &step.action else { continue };
+            let known = |(id, downgrade, _): &(String, bool, _)| {
+                *id == configure.release && *downgrade == configure.downgrade
+            };
+            let spec = scenario.releases.iter().position(|release| release.id == configure.release);
+            if let (Some(spec), false) = (spec, catalogue.references.iter().any(known)) {
+                let release = &scenario.releases[spec];
+                let reference = reference(release, &digest(release), configure.downgrade);
+                let id = catalogue.releases.intern(&reference);
+                catalogue.specs.resize(id.index() + 1, None);
+                catalogue.specs[id.index()] = Some(spec);
+                catalogue.references.push((configure.release.clone(), configure.downgrade, id));
+            }
+        }
+        catalogue
+    }
+
+    /// What the scenario says of a release; `None` for the one from before the run.
+    #[must_use]
+    pub fn spec<'s>(&self, scenario: &'s Scenario, release: ReleaseId) -> Option<&'s Release> {
+        self.specs.get(release.index()).copied().flatten().map(|index| &scenario.releases[index])
+    }
+
+    /// The release that a configuration gives.
+    ///
+    /// # Panics
+    /// If the scenario has no such release; a loaded scenario has been checked for that.
+    #[must_use]
+    pub fn given(&self, configure: &Configure) -> ReleaseId {
+        let found = self
+            .references
+            .iter()
+            .find(|(id, downgrade, _)| *id == configure.release && *downgrade == configure.downgrade);
+        found.expect("a checked scenario names only releases that it has").2
+    }
+
+    /// The configuration that the hub gets.
+    ///
+    /// # Errors
+    /// What the hub says of the id or the target condition.
+    pub fn configuration(&self, configure: &Configure) -> Result<Arc<Configuration>, HubError> {
+        let content = self.content(configure);
+        let spec = ConfigurationSpec {
+            id: &configure.id,
+            priority: configure.priority,
+            target_condition: &configure.target,
+            device_content: &content,
+            metrics: &[],
+        };
+        Configuration::new(&spec).map(Arc::new)
+    }
+
+    /// The configuration's `deviceContent`, as JSON text.
+    #[must_use]
+    pub fn content(&self, configure: &Configure) -> String {
+        let reference = self.releases[self.given(configure)].reference().clone();
+        Value::from(Map::from_iter([("properties.desired.firmware".to_owned(), Value::Object(reference))]))
+            .to_string()
+    }
+}
+
+fn reference(release: &Release, digest: &[u8; 32], downgrade: bool) -> Map<String, Value> {
+    let keys = KEYS.map(|(id, key)| {
+        let key = if release.signature == Signature::Bad { FORGER } else { key };
+        (id, SigningKey::from_bytes(&key))
+    });
+    let keys: Vec<(&str, &SigningKey)> = keys.iter().map(|(id, key)| (*id, key)).collect();
+    sign(&release.id, release.seq, release.size.bytes(), digest, downgrade, &keys)
+}
+
+/// The policy of a group's agents.
+#[must_use]
+pub fn policy(agent: &model::Agent, group: &Group) -> Policy {
+    let backoff =
+        |backoff: model::Backoff| Backoff { first: backoff.first.duration(), max: backoff.max.duration() };
+    Policy {
+        splay: agent.splay.duration(),
+        request_timeout: agent.request_timeout.duration(),
+        grant_timeout: agent.grant_timeout.duration(),
+        retry: backoff(agent.backoff),
+        reconnect: backoff(agent.reconnect),
+        attempts: agent.attempts,
+        verify_attempts: agent.verify_attempts,
+        boot_attempts: agent.boot_attempts,
+        start_attempts: agent.start_attempts,
+        probation_timeout: agent.probation_timeout.duration(),
+        probation_needs_hub: agent.probation_needs_hub,
+        window: group.window.map(|window| Window {
+            opens: core::time::Duration::from_millis(window.opens.millis()),
+            lasts: window.lasts.duration(),
+        }),
+        ..Policy::default()
+    }
+}
