@@ -263,4 +263,4 @@ fn verdict(record: &RunRecord, outcome: &EngineOutcome) -> (Verdict, Vec<String>
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
