@@ -151,7 +151,7 @@ impl fmt::Display for Dist {
         match self {
             Self::Fixed(span) => span.fmt(f),
             Self::Uniform { low, high } => write!(f, "{low}..{high}"),
-            Self::LogNormal { median, p99 } => write!(f, "{{ median = \"{median}\", p99 = \"{p99}\" }}"),
+            Self::LogNormal { median, p99 } => write!(f, "median {median}, p99 {p99}"),
         }
     }
 }

@@ -64,8 +64,8 @@ fn fleet(out: &mut String, scenario: &Scenario, fleet: &Fleet) -> fmt::Result {
     let running = &scenario.fleet.release;
     writeln!(
         out,
-        "\nfleet: {} devices on {} (seq {}), seed {}",
-        Thousands(fleet.devices()),
+        "\nfleet: {} on {} (seq {}), seed {}",
+        devices(fleet.devices()),
         running.id,
         running.seq,
         scenario.seed
@@ -89,7 +89,7 @@ fn describe_group(out: &mut String, group: &PlannedGroup) -> fmt::Result {
     if !spec.tags.is_empty() {
         write!(out, " {}", group.tags)?;
     }
-    write!(out, ": latency {}", spec.link.latency)?;
+    write!(out, "\n    latency {}", spec.link.latency)?;
     if spec.link.loss != Percent::ZERO {
         write!(out, ", loss {}", spec.link.loss)?;
     }
@@ -113,7 +113,7 @@ fn defects(release: &Release) -> Vec<String> {
     let chances = [
         ("cannot be installed", release.install_failure),
         ("does not boot", release.boot_failure),
-        ("is unhealthy", release.health_failure),
+        ("boots and is unhealthy", release.health_failure),
     ];
     let mut defects: Vec<String> = chances
         .into_iter()
@@ -159,7 +159,7 @@ fn describe(out: &mut String, scenario: &Scenario, audience: &Audience, action: 
         Action::Connect(connect) => {
             let group = connect.group.as_deref().and_then(|name| audience.fleet().group_named(name));
             let count = audience.fleet().member_count(group);
-            write!(out, "{} devices connect", Thousands(count))?;
+            write!(out, "{} connect", devices(count))?;
             match connect.arrival {
                 Arrival::Over(span) => write!(out, " evenly over {span}"),
                 Arrival::At(rate) => {
@@ -184,7 +184,7 @@ fn describe_configure(
 ) -> fmt::Result {
     write!(out, "configuration {} gives {} to ", put.id, put.release)?;
     match audience.of(&put.target) {
-        Some(count) => write!(out, "{} devices ({})", Thousands(count), put.target)?,
+        Some(count) => write!(out, "{} ({})", devices(count), put.target)?,
         None => write!(out, "the devices of {}", put.target)?,
     }
     if put.downgrade {
@@ -219,7 +219,7 @@ fn describe_wait(out: &mut String, wait: &Wait) -> fmt::Result {
 fn describe_fault(out: &mut String, fleet: &Fleet, fault: &Fault) -> fmt::Result {
     if let Some(scope) = fault.scope() {
         let group = scope.group.and_then(|name| fleet.group_named(name));
-        write!(out, "for {} devices, ", Thousands(scope.share.of(fleet.member_count(group))))?;
+        write!(out, "for {}, ", devices(scope.share.of(fleet.member_count(group))))?;
     }
     let lasting = |lasts: Option<Span>| lasts.map_or("from now on".to_owned(), |span| format!("for {span}"));
     match fault {
@@ -314,12 +314,17 @@ fn estimate(out: &mut String, scenario: &Scenario, audience: &Audience) -> fmt::
             let count_text = Thousands(count);
             writeln!(
                 out,
-                "  {count_text} {what} at the hub's {rate:.1}/s take about {} beyond its burst",
+                "  the hub takes {count_text} {what} at {rate:.1}/s: {}, less what its burst takes",
                 rounded(count as f64 / rate)
             )?;
         }
     }
     Ok(())
+}
+
+/// So many devices.
+fn devices(count: u64) -> String {
+    if count == 1 { "1 device".to_owned() } else { format!("{} devices", Thousands(count)) }
 }
 
 /// A number with its thousands set apart.

@@ -444,7 +444,7 @@ impl Default for Live {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Harness {
-    /// A run whose own timers were later than this (99 % of them were not) is invalid: it measured the harness.
+    /// A run whose own timers or writes were ever later than this is invalid: it measured the harness.
     pub max_lag: Span,
     /// The run ends after this long, whatever its steps still wait for.
     pub max_duration: Span,

@@ -2,14 +2,9 @@
 
 use core::fmt;
 use core::str::FromStr;
-use std::borrow::Cow;
-
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Visitor};
-use serde::ser::{Serialize, Serializer};
 
 use super::compare::Comparison;
-use super::quantity::{Count, Percent, QuantityError};
+use super::quantity::{Count, Percent, Quantity, QuantityError, as_text, text_schema};
 
 /// How far the fleet has come: a number of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +82,8 @@ impl FromStr for ProgressCondition {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let Some((name, comparison, bound)) = Comparison::split(text) else {
+        let Some((name, comparison, bound)) = Comparison::split(text).filter(|(name, ..)| !name.is_empty())
+        else {
             return Err(QuantityError::new(format!(
                 "\"{text}\" is not a condition; write one such as \"converged >= 99.9%\" or \"connected >= 1000\""
             )));
@@ -116,39 +112,16 @@ impl fmt::Display for ProgressCondition {
     }
 }
 
-impl<'de> Deserialize<'de> for ProgressCondition {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = ProgressCondition;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a condition such as \"converged >= 99.9%\"")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ProgressCondition, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_str(Text)
+impl Quantity for ProgressCondition {
+    const WHAT: &'static str = "a condition";
+    const UNITS: &'static str = "a count or a percentage";
+    const EXAMPLE: &'static str = "converged >= 99.9%";
+    const PATTERN: &'static str = r"^\s*[a-z_]+\s*(<=|>=|==|<|>|=)\s*[0-9][0-9_.]*\s*(%|k|M)?\s*$";
+
+    fn from_integer(number: i64) -> Result<Self, QuantityError> {
+        number.to_string().parse()
     }
 }
 
-impl Serialize for ProgressCondition {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl JsonSchema for ProgressCondition {
-    fn schema_name() -> Cow<'static, str> {
-        "ProgressCondition".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names = Progress::ALL.map(Progress::name).join("|");
-        json_schema!({
-            "type": "string",
-            "pattern": format!(r"^\s*({names})\s*(<=|>=|<|>|=|==)\s*[0-9][0-9_.]*\s*(%|k|M)?\s*$"),
-            "examples": ["converged >= 99.9%", "failed > 5%", "connected >= 1000"],
-        })
-    }
-}
+as_text!(ProgressCondition);
+text_schema!(ProgressCondition);

@@ -2,18 +2,26 @@
 
 use core::fmt;
 use core::str::FromStr;
-use std::borrow::Cow;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Visitor};
-use serde::ser::{Serialize, Serializer};
+use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::model::{Cycle, Share};
-use super::quantity::{Percent, Quantity, QuantityError, Span};
+use super::quantity::{Percent, Quantity, QuantityError, Span, as_text};
 
-/// Serde and schema of a type that is `$word` or a `$quantity`.
+/// Text, serde and schema of a type that is `$word` or a `$quantity`.
 macro_rules! word_or {
-    ($type:ident, $word:literal => $fixed:path, $quantity:ident => $wrap:path) => {
+    ($type:ident, $word:literal => $fixed:path, $quantity:ident => $wrap:path, $what:literal) => {
+        impl Quantity for $type {
+            const WHAT: &'static str = $what;
+            const UNITS: &'static str = $quantity::UNITS;
+            const EXAMPLE: &'static str = $quantity::EXAMPLE;
+            const PATTERN: &'static str = $quantity::PATTERN;
+
+            fn from_integer(number: i64) -> Result<Self, QuantityError> {
+                $quantity::from_integer(number).map($wrap)
+            }
+        }
+
         impl FromStr for $type {
             type Err = QuantityError;
 
@@ -36,48 +44,16 @@ macro_rules! word_or {
             }
         }
 
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Text;
-                impl Visitor<'_> for Text {
-                    type Value = $type;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        write!(
-                            f,
-                            "{}, for instance \"{}\", or \"{}\"",
-                            $quantity::WHAT,
-                            $quantity::EXAMPLE,
-                            $word
-                        )
-                    }
-                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$type, E> {
-                        text.parse().map_err(E::custom)
-                    }
-                    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<$type, E> {
-                        $quantity::from_integer(number).map($wrap).map_err(E::custom)
-                    }
-                }
-                deserializer.deserialize_any(Text)
-            }
-        }
-
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl JsonSchema for $type {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($type).into()
-            }
-            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        impl $type {
+            fn text_schema(generator: &mut SchemaGenerator) -> Schema {
                 let quantity = generator.subschema_for::<$quantity>();
                 json_schema!({ "anyOf": [{ "const": $word }, quantity] })
             }
         }
+
+        as_text!($type);
     };
 }
 
-word_or!(Share, "rest" => Share::Rest, Percent => Share::Of);
-word_or!(Cycle, "immediate" => Cycle::Immediate, Span => Cycle::Every);
+word_or!(Share, "rest" => Share::Rest, Percent => Share::Of, "\"rest\" or a percentage");
+word_or!(Cycle, "immediate" => Cycle::Immediate, Span => Cycle::Every, "\"immediate\" or a span of time");

@@ -126,7 +126,7 @@ impl<'a> Timeline<'a> {
             let help = Some("write * for all devices".to_owned());
             self.source.warn(path, "an empty target condition is for no device", help);
         } else if self.audience.of(target) == Some(0) {
-            self.source.warn(path, "no group has the tags that this target condition asks for", None);
+            self.source.warn(path, "this target condition is for no device of the fleet", None);
         }
     }
 
@@ -251,7 +251,7 @@ fn times(scenario: &Scenario, source: &mut Source) {
         };
         let before = earliest;
         earliest = earliest.saturating_add(lasts);
-        if before <= limit.as_micros() && earliest > limit.as_micros() {
+        if limit != Span::ZERO && before <= limit.as_micros() && earliest > limit.as_micros() {
             source.error(
                 &Path::of(&format!("step.{i}")),
                 format!(

@@ -9,6 +9,7 @@ use crate::scenario::expect::Expectations;
 use crate::scenario::model::{
     Agent, Blob, FleetSpec, Grant, Group, Harness, Hub, Live, Release, Scenario, SchemaVersion,
 };
+use crate::scenario::near;
 use crate::scenario::quantity::TimeOfDay;
 use crate::scenario::step::Step;
 
@@ -41,7 +42,8 @@ pub(super) fn decode(root: &InlineTable, source: &mut Source) -> Option<Scenario
     match serde_path_to_error::deserialize(whole.into_deserializer()) {
         Ok(scenario) => Some(scenario),
         Err(error) => {
-            source.error(&Path::from(error.path()), error.inner().message().to_owned(), None);
+            let (message, help) = readable(error.inner().message());
+            source.error(&Path::from(error.path()), message, help);
             None
         }
     }
@@ -71,34 +73,43 @@ fn members<T: DeserializeOwned>(value: &Value, path: &Path, source: &mut Source)
 /// Reports what keeps `value` from being a `T`: takes each offending value out and tries again.
 fn piece<T: DeserializeOwned>(value: &Value, path: &Path, source: &mut Source) {
     let mut value = value.clone();
-    let mut removed: Vec<Path> = Vec::new();
     while let Err(error) = serde_path_to_error::deserialize::<_, T>(value.clone().into_deserializer()) {
         let inner = Path::from(error.path());
-        let message = error.inner().message();
-        // What lacks something only because it was just taken out, or because it was reported as missing before,
-        // is no second mistake.
-        let known =
-            message.starts_with("missing field") || removed.iter().any(|gone| inner.is_prefix_of(gone));
-        if !(known && source.failed()) {
-            source.error(&path.join(&inner), readable(message), None);
+        let at = path.join(&inner);
+        // What lacks something only because it was just taken out is no second mistake.
+        let known = source.is_wrong(&at);
+        if !known {
+            let (message, help) = readable(error.inner().message());
+            source.error(&at, message, help);
         }
         if known || !remove(&mut value, &inner.0) {
             return;
         }
-        removed.push(inner);
     }
 }
 
-/// Serde's words as a user of TOML would say them.
-fn readable(message: &str) -> String {
-    match message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
-        Some((found, expected)) => {
-            let found = found.replace("map", "a table").replace("sequence", "an array");
-            let expected = expected.replace("struct ", "a table of ").replace("a sequence", "an array");
-            format!("{found} stands where {expected} is expected")
-        }
-        None => message.to_owned(),
+/// Serde's words as a user of TOML would say them, and the nearest of the words that would have been right.
+fn readable(message: &str) -> (String, Option<String>) {
+    let split = |kind: &str| message.strip_prefix(kind)?.split_once(", expected ");
+    if let Some((found, expected)) = split("unknown variant ") {
+        let given = found.trim_matches('`');
+        let nearest = near::nearest(given, expected.split('`').skip(1).step_by(2));
+        let expected = expected.strip_prefix("one of ").unwrap_or(expected);
+        let help = nearest.map(|name| format!("did you mean `{name}`?"));
+        return (format!("{found} is not possible here; it takes {expected}"), help);
     }
+    if let Some((found, expected)) = split("invalid type: ").or_else(|| split("invalid value: ")) {
+        let found = found.replace("map", "a table").replace("sequence", "an array");
+        let expected = match expected {
+            "u64" => "a whole number from 0".to_owned(),
+            "u32" => format!("a whole number from 0 to {}", u32::MAX),
+            "u16" => format!("a whole number from 0 to {}", u16::MAX),
+            "u8" => format!("a whole number from 0 to {}", u8::MAX),
+            other => other.replace("struct ", "a table of ").replace("a sequence", "an array"),
+        };
+        return (format!("{found} stands where {expected} belongs"), None);
+    }
+    (message.to_owned(), None)
 }
 
 /// Takes the value at `path` out of its table. False if it is not in one.

@@ -34,7 +34,7 @@ impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", if self.warning { "warning" } else { "error" }, self.message)?;
         if let Some(place) = &self.place {
-            let number = place.line.map(|line| line.to_string()).unwrap_or_default();
+            let number = place.line.map_or_else(|| " ".to_owned(), |line| line.to_string());
             let margin = " ".repeat(number.len());
             // Tabs would put the caret elsewhere than under its text.
             let text = place.text.replace('\t', " ");

@@ -68,7 +68,7 @@ fn read(path: &str) -> Result<String, String> {
 /// # Errors
 /// As [`load`].
 pub fn load_text(file: &str, text: &str, sets: &[String]) -> Result<Loaded, Diagnostics> {
-    let mut source = Source::parse(file, text).map_err(|problem| Diagnostics(vec![problem]))?;
+    let mut source = Source::parse(file, text)?;
     let mut root = source.document().as_table().clone().into_inline_table();
     for argument in sets {
         sets::apply(argument, &mut root, &mut source);

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use toml_edit::{Document, Item, TableLike};
 
-use super::diagnostic::{Diagnostic, Place};
+use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::path::{Path, Segment};
 
 /// A scenario's text and the arguments that override it.
@@ -14,23 +14,29 @@ pub(crate) struct Source {
     /// What each `--set` argument overrode.
     sets: Vec<(Path, String)>,
     problems: Vec<Diagnostic>,
+    /// Where errors were found.
+    wrong: Vec<Path>,
 }
 
 impl Source {
     /// Parses `text`, which came from `file`.
-    pub(crate) fn parse(file: &str, text: &str) -> Result<Self, Diagnostic> {
+    pub(crate) fn parse(file: &str, text: &str) -> Result<Self, Diagnostics> {
         match Document::parse(text.to_owned()) {
-            Ok(document) => {
-                Ok(Self { file: file.to_owned(), document, sets: Vec::new(), problems: Vec::new() })
-            }
+            Ok(document) => Ok(Self {
+                file: file.to_owned(),
+                document,
+                sets: Vec::new(),
+                problems: Vec::new(),
+                wrong: Vec::new(),
+            }),
             Err(error) => {
                 let span = error.span().unwrap_or(0..0);
-                Err(Diagnostic {
+                Err(Diagnostics(vec![Diagnostic {
                     message: format!("not valid TOML: {}", error.message().trim().replace('\n', ", ")),
                     help: None,
                     place: Some(place_in(file, text, span)),
                     warning: false,
-                })
+                }]))
             }
         }
     }
@@ -48,6 +54,11 @@ impl Source {
         self.problems.iter().any(|problem| !problem.warning)
     }
 
+    /// Whether something is wrong at `path` or inside it: what more is wrong there may only follow from that.
+    pub(super) fn is_wrong(&self, path: &Path) -> bool {
+        self.wrong.iter().any(|wrong| path.is_prefix_of(wrong))
+    }
+
     /// What was found, in the order of the file.
     pub(super) fn into_problems(mut self) -> Vec<Diagnostic> {
         self.problems.sort_by_key(|problem| problem.place.as_ref().map(|place| (place.line, place.start)));
@@ -57,6 +68,7 @@ impl Source {
     /// The value at `path` is wrong.
     pub(crate) fn error(&mut self, path: &Path, message: impl Into<String>, help: Option<String>) {
         let place = self.place(path, false);
+        self.wrong.push(path.clone());
         self.push(message.into(), help, place, false);
     }
 
@@ -85,6 +97,7 @@ impl Source {
     /// The key that `path` ends with is wrong.
     pub(super) fn key_error(&mut self, path: &Path, message: String, help: Option<String>) {
         let place = self.place(path, true);
+        self.wrong.push(path.clone());
         self.push(message, help, place, false);
     }
 

@@ -114,10 +114,15 @@ impl Reference {
     fn kind(&self, node: &Value) -> String {
         let name =
             node.get("$ref").and_then(Value::as_str).and_then(|reference| reference.rsplit('/').next());
-        if name == Some("Dist") {
-            return "distribution, such as `\"20ms..80ms\"`".to_owned();
+        if let Some(kind) = name.and_then(quantity) {
+            return kind.to_owned();
         }
         let mut kinds = Vec::new();
+        let name = |one: &Value| one.get("$ref")?.as_str()?.rsplit('/').next().map(str::to_owned);
+        let direct = ["anyOf", "oneOf"].iter().find_map(|kind| self.follow(node).get(kind)?.as_array());
+        let quantities = direct.into_iter().flatten().filter_map(name);
+        kinds.extend(quantities.filter_map(|name| quantity(&name).map(str::to_owned)));
+        let quantity_found = !kinds.is_empty();
         for one in self.alternatives(node) {
             let example = one.get("examples").and_then(|all| all.get(0));
             kinds.push(match (one.get("const"), one.get("enum").and_then(Value::as_array), example) {
@@ -125,12 +130,13 @@ impl Reference {
                 (_, Some(values), _) => {
                     values.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(", ")
                 }
+                (.., Some(_)) if quantity_found => continue,
                 (.., Some(example)) => format!("such as `{example}`"),
-                _ => match one.get("type").and_then(Value::as_str) {
+                _ => match one.get("type").map(|kind| kind.get(0).unwrap_or(kind)).and_then(Value::as_str) {
                     Some("array") => "array of tables".to_owned(),
                     Some("object") => "table".to_owned(),
                     Some(kind) => kind.to_owned(),
-                    None => "list or table".to_owned(),
+                    None => panic!("{one} has no type"),
                 },
             });
         }
@@ -139,6 +145,22 @@ impl Reference {
     }
 }
 
+/// What a quantity is called in the document's table of quantities.
+fn quantity(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "Span" => "span of time",
+        "ByteSize" => "size",
+        "Bandwidth" => "bandwidth",
+        "Rate" => "rate",
+        "Percent" => "percentage",
+        "Count" => "count",
+        "TimeOfDay" => "time of the day",
+        "Dist" => "distribution",
+        "ProgressCondition" => "condition",
+        _ => return None,
+    })
+}
+
 fn description(node: &Value) -> Option<String> {
-    Some(node.get("description")?.as_str()?.replace('\n', " ").replace('|', "\\|"))
+    Some(node.get("description")?.as_str()?.replace("\n\n", " ").replace('\n', " ").replace('|', "\\|"))
 }
