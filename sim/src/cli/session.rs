@@ -22,6 +22,7 @@ pub(super) fn run(arguments: &Run) -> Result<u8, CliError> {
     let stop = stop_on_ctrl_c()?;
 
     let progress = Arc::new(Progress::default());
+    progress.phase("making the fleet");
     let show = if arguments.quiet { Show::Quiet } else { Show::Auto };
     let display = Display::start(Arc::clone(&progress), show);
     let started = SystemTime::now();

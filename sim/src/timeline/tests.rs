@@ -20,6 +20,14 @@ max_duration = "1h"
 settle = "20s"
 "#;
 
+/// A configuration for everybody, and a wait for it.
+const ROLLOUT: &str = r#"
+[[step]]
+configure = { id = "c", release = "fw-2" }
+[[step]]
+wait = { until = "converged >= 99%" }
+"#;
+
 fn scenario(steps: &str) -> Scenario {
     load_text("t.toml", &format!("{HEAD}{steps}"), &[])
         .unwrap_or_else(|problems| panic!("{problems}"))
@@ -62,16 +70,7 @@ fn words(actions: &[Action<'_>]) -> Vec<String> {
 
 #[test]
 fn steps_follow_each_other_and_the_run_ends_after_the_last() {
-    let scenario = scenario(
-        r#"
-        [[step]]
-        connect = { over = "10s" }
-        [[step]]
-        configure = { id = "c", release = "fw-2" }
-        [[step]]
-        wait = { until = "converged >= 99%" }
-        "#,
-    );
+    let scenario = scenario(&format!("[[step]]\nconnect = {{ over = \"10s\" }}\n{ROLLOUT}"));
     let mut timeline = timeline(&scenario);
     let none = Counts { total: 100, ..Counts::default() };
     assert_eq!(words(&timeline.poll(secs(0), &none)), ["connect from 0"]);
@@ -239,14 +238,7 @@ fn a_wait_that_times_out_stops_the_run_or_goes_on_as_it_says() {
 
 #[test]
 fn a_run_ends_when_its_time_is_over_whatever_it_waits_for() {
-    let scenario = scenario(
-        r#"
-        [[step]]
-        configure = { id = "c", release = "fw-2" }
-        [[step]]
-        wait = { until = "converged >= 99%" }
-        "#,
-    );
+    let scenario = scenario(ROLLOUT);
     let mut timeline = timeline(&scenario);
     timeline.poll(secs(0), &Counts::default());
     assert_eq!(timeline.next_wake(), secs(3600));
