@@ -4,8 +4,11 @@
 //! [`run`] judges the outcome and writes the run record.
 
 pub mod cli;
+pub mod device;
 pub mod measure;
 pub mod progress;
+pub mod rollout;
 pub mod run;
 pub mod scenario;
 pub mod timeline;
+mod virtual_engine;

@@ -149,7 +149,7 @@ impl EngineError {
 #[must_use]
 pub fn engine(engine: Engine) -> EngineFn {
     match engine {
-        Engine::Virtual => |_, _, _| Err(EngineError::Unavailable("virtual")),
+        Engine::Virtual => crate::virtual_engine::run,
         Engine::Live => |_, _, _| Err(EngineError::Unavailable("live")),
     }
 }
