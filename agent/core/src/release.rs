@@ -137,14 +137,17 @@ impl Releases {
         if let Some(found) = self.find(id, sequence) {
             return found;
         }
+        // A reference that says no more than this is malformed. It is not empty: an empty one in a twin must not
+        // pass for a release that somebody runs.
+        let reference = Map::from_iter([("id".into(), id.into()), ("seq".into(), sequence.into())]);
         self.push(Release {
             id: id.into(),
             sequence,
             size: 0,
             digest: [0; 32],
             downgrade: false,
-            trust: Err(ResultCode::SignatureMissing),
-            reference: Map::new(),
+            trust: Err(ResultCode::ReferenceMalformed),
+            reference,
         })
     }
 

@@ -1,0 +1,18 @@
+//! The agent in a small world of its own: what goes well, and everything that may go wrong.
+
+mod changes;
+mod codes;
+mod coverage;
+mod cuts;
+mod download;
+mod happy;
+mod hub;
+mod link;
+mod luck;
+mod random;
+mod world;
+
+#[test]
+fn a_device_fits_in_256_bytes() {
+    assert!(size_of::<fleetwave_agent_core::Agent>() <= 256);
+}
