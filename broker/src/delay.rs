@@ -68,8 +68,9 @@ impl<T> DelayQueue<T> {
         self.heap.pop().map(|Reverse(entry)| entry.what)
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.heap.clear();
+    /// Drops what `keep` does not want.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.heap.retain(|Reverse(entry)| keep(&entry.what));
     }
 }
 
@@ -91,5 +92,7 @@ mod tests {
         }
         assert_eq!(due, "abc");
         assert_eq!(queue.pop(at(49)), None);
+        queue.retain(|what| *what != 'd');
+        assert_eq!(queue.next(), None);
     }
 }

@@ -139,9 +139,9 @@ impl Engine {
         }
     }
 
-    /// Forgets everything that a restart loses: what was put off.
-    pub(crate) fn forget_delayed(&mut self) {
-        self.delayed.clear();
+    /// Forgets what a restart loses: requests that were put off. Operators' requests are tried again.
+    pub(crate) fn forget_requests(&mut self) {
+        self.delayed.retain(|delayed| matches!(delayed, Delayed::Command(_)));
     }
 
     fn resume(&mut self, delayed: Delayed, outlet: &mut impl Outlet) {
@@ -166,7 +166,7 @@ impl Engine {
             Delayed::TwinGet { .. } | Delayed::Report { .. } | Delayed::Telemetry { .. } => {}
             Delayed::Reply { device, reply, admitted } => self.reply(device, reply, admitted, outlet),
             Delayed::Command(command) => {
-                // Only commands of devices are put off, and those are all done here.
+                // Only commands about a device are put off, and those are all done here.
                 let _ = self.perform(command, outlet);
             }
         }

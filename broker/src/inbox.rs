@@ -15,6 +15,8 @@ use crate::memory::Batch;
 pub(crate) enum Message {
     /// A client thread opened a port of the memory transport.
     Port { id: usize, batches: Sender<Batch>, waker: Arc<mio::Waker> },
+    /// The port's client is gone, and all its connections with it.
+    PortClosed { id: usize },
     /// Frames from a port.
     Batch { port: usize, batch: Batch, unread: Arc<AtomicUsize> },
     /// A connection that arrived at another shard than its device's.

@@ -215,6 +215,16 @@ impl MemoryPort {
     }
 }
 
+impl Drop for MemoryPort {
+    /// Loses all connections, as a process that dies does.
+    fn drop(&mut self) {
+        self.flush();
+        for lane in &self.lanes {
+            lane.inbox.send(Message::PortClosed { id: self.id });
+        }
+    }
+}
+
 /// A shard's side of one port.
 #[derive(Debug)]
 pub(crate) struct HubPort {
@@ -244,6 +254,11 @@ impl HubPort {
         self.sessions.get(connection as usize).copied().filter(|session| *session != CLOSED)
     }
 
+    /// The sessions of all connections that are open.
+    pub(crate) fn open_sessions(&self) -> Vec<u32> {
+        self.sessions.iter().copied().filter(|session| *session != CLOSED).collect()
+    }
+
     pub(crate) fn send(&mut self, connection: u32, bytes: &[u8]) {
         self.batch.send(connection, bytes);
         if self.batch.is_full() {
@@ -260,7 +275,7 @@ impl HubPort {
         if self.batch.is_empty() {
             return;
         }
-        // A port whose thread is gone reads nothing any more; its connections end with the hub.
+        // A port whose client is gone reads nothing any more; the shard will soon hear of it.
         if self.batches.send(std::mem::take(&mut self.batch)).is_ok() {
             crate::inbox::wake(&self.waker);
         }

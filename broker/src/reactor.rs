@@ -227,6 +227,14 @@ impl Shard {
             Message::Port { id, batches, waker } => {
                 self.sessions.transports.memory.open(id, HubPort::new(batches, waker));
             }
+            Message::PortClosed { id } => {
+                let id = u32::try_from(id).expect("fewer ports than that");
+                let sessions = self.sessions.transports.memory.port(id).map(|port| port.open_sessions());
+                for index in sessions.unwrap_or_default() {
+                    self.end(index, End::Lost);
+                }
+                self.sessions.transports.memory.forget(id);
+            }
             Message::Batch { port, batch, unread } => {
                 self.batch(port, &batch);
                 unread.fetch_sub(batch.weight(), std::sync::atomic::Ordering::Relaxed);
@@ -457,7 +465,7 @@ impl Shard {
                     port.close();
                 }
                 self.drop_connections();
-                self.engine.forget_delayed();
+                self.engine.forget_requests();
                 self.down_until = Some(until);
                 answer.send(began);
             }

@@ -579,3 +579,15 @@ impl Outlet for Sessions {
         self.desired = last;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_small() {
+        // Its record, its slot by device, and its entry in the watch list.
+        let fixed = size_of::<Option<Session>>() + size_of::<u32>() + size_of::<(u32, u32)>();
+        assert!(fixed <= 96, "{fixed} bytes");
+    }
+}

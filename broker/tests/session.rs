@@ -323,6 +323,17 @@ fn with_several_shards_a_device_comes_in_wherever_it_arrives() {
 }
 
 #[test]
+fn a_client_thread_that_dies_takes_its_connections_along() {
+    let server = hub();
+    let mut client = Client::open(&server, Way::Memory, "d1");
+    client.log_in(&server.control(), "d1");
+    drop(client);
+    while server.control().metrics().unwrap().connections > 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_port_in_use_is_a_clear_error() {
     let server = hub();
     let address = server.address().unwrap();

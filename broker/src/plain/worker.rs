@@ -105,7 +105,7 @@ impl Worker {
             Heard::Command(Command::Stop) => return std::ops::ControlFlow::Break(()),
             Heard::Command(Command::Restart { until, answer }) => {
                 self.down_until = Some(until);
-                self.engine.forget_delayed();
+                self.engine.forget_requests();
                 answer.send(self.engine.now().at);
             }
             Heard::Command(command) if self.down_until.is_some() => self.held.push(command),

@@ -26,6 +26,13 @@ impl Memory {
         self.ports[id] = Some(port);
     }
 
+    /// A client thread has gone; its connections were ended before.
+    pub(crate) fn forget(&mut self, id: u32) {
+        if let Some(port) = self.ports.get_mut(id as usize) {
+            *port = None;
+        }
+    }
+
     pub(crate) fn port(&mut self, id: u32) -> Option<&mut HubPort> {
         self.ports.get_mut(id as usize)?.as_mut()
     }
