@@ -14,6 +14,16 @@ pub(crate) enum Cause {
 impl Cause {
     /// Those that the table has a column for.
     pub(crate) const FAULTS: [Self; 4] = [Self::Cut, Self::Supersede, Self::Cancel, Self::Disconnect];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Cut => "cut",
+            Self::Supersede => "supersede",
+            Self::Cancel => "cancel",
+            Self::Disconnect => "disconnect",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

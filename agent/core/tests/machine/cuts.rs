@@ -50,11 +50,16 @@ pub(crate) const STORIES: [Story; 6] = [
 ];
 
 impl Story {
-    pub(crate) fn run(&self, happenings: impl IntoIterator<Item = (usize, Happening)>) -> World {
+    fn begun(&self) -> World {
         let mut world = World::new(11);
         (self.prepare)(&mut world);
-        world.script.happenings.extend(happenings);
         world.desire(reference("fw-2", 2, false));
+        world
+    }
+
+    pub(crate) fn run(&self, happenings: impl IntoIterator<Item = (usize, Happening)>) -> World {
+        let mut world = self.begun();
+        world.script.happenings.extend(happenings);
         world.run();
         world.assert_settled();
         world
@@ -85,6 +90,41 @@ pub(crate) fn single_cuts() -> Coverage {
         }
     }
     coverage
+}
+
+/// Every story with one fault between two events, while the device waits for the second: each fault at each place.
+pub(crate) fn between_events() -> Coverage {
+    const FAULTS: [fn(&mut World); 5] = [
+        World::power_cut,
+        |world| world.desire(reference("fw-3", 3, false)),
+        World::cancel,
+        World::remove,
+        World::drop_link,
+    ];
+    let mut coverage = Coverage::default();
+    for story in &STORIES {
+        let mut undisturbed = story.begun();
+        let mut steps = 0;
+        while undisturbed.step() {
+            steps += 1;
+        }
+        for (number, fault) in (1..=steps).flat_map(|number| FAULTS.map(|fault| (number, fault))) {
+            let mut world = story.begun();
+            for _ in 0..number {
+                world.step();
+            }
+            fault(&mut world);
+            world.run();
+            world.assert_settled();
+            coverage.add(&world.coverage);
+        }
+    }
+    coverage
+}
+
+#[test]
+fn a_fault_between_any_two_events_leaves_a_device_that_converges_or_says_why_not() {
+    between_events();
 }
 
 #[test]

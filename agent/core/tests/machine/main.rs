@@ -9,6 +9,7 @@ mod happy;
 mod hub;
 mod link;
 mod luck;
+mod page;
 mod random;
 mod world;
 
