@@ -1,6 +1,7 @@
-//! The machine. Its three parts have a file each: the connection to the hub ([`link`]), the update
-//! ([`update`]) and what is said about it ([`report`]). They meet in [`Agent::handle`].
+//! The machine. Its four parts have a file each: the connection to the hub ([`link`]), the update
+//! ([`update`]), its payload ([`download`]) and what is said about it ([`report`]). They meet in [`Agent::handle`].
 
+mod download;
 mod link;
 mod report;
 mod update;

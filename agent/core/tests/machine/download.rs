@@ -191,7 +191,8 @@ fn a_grant_for_another_release_is_declined() {
 
 #[test]
 fn storage_that_cannot_take_a_record_ends_the_update_with_a_cause_or_is_not_needed() {
-    let cases: [(fn(Record) -> Option<StorageError>, &str, ResultCode); 5] = [
+    type Fails = fn(Record) -> Option<StorageError>;
+    let cases: [(Fails, &str, ResultCode); 5] = [
         (
             |record| matches!(record, Record::Started(_)).then_some(StorageError::ReadOnly),
             "fw-1",

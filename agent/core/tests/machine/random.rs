@@ -45,7 +45,7 @@ fn live(seed: u64, acts: &[(u64, Act)]) {
         world.run_for(Duration::from_secs(after));
         match act {
             Act::Desire(sequence) => {
-                world.desire(reference(&format!("fw-{sequence}"), sequence, sequence == 3))
+                world.desire(reference(&format!("fw-{sequence}"), sequence, sequence == 3));
             }
             Act::Cancel if world.hub.wants_firmware() => world.cancel(),
             Act::Cancel => {}

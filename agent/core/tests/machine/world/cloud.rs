@@ -27,9 +27,9 @@ impl World {
             Some(200) => {
                 let twin = twin::read_twin(&self.hub.twin(), &mut self.releases).expect("the hub's own twin");
                 let (version, desired, reported) = (twin.version, twin.desired, twin.reported);
-                self.from_hub(delay, Event::Twin { version, desired, reported });
+                self.hear(delay, Event::Twin { version, desired, reported });
             }
-            Some(status) => self.from_hub(delay, Event::TwinRefused(status)),
+            Some(status) => self.hear(delay, Event::TwinRefused(status)),
         }
     }
 
@@ -48,7 +48,7 @@ impl World {
             }
         }
         if let Some(status) = answer {
-            self.from_hub(NET, Event::Reported { rid, status });
+            self.hear(NET, Event::Reported { rid, status });
         }
     }
 
@@ -60,7 +60,7 @@ impl World {
         let unlucky = || self.luck.as_mut().and_then(|luck| luck.granting(self.now.at));
         let answer = self.script.grants.pop_front().or_else(unlucky);
         if let Some(answer) = answer.unwrap_or(Some(GrantAnswer::Granted { expires })) {
-            self.from_hub(NET * 3, Event::Grant { release, answer });
+            self.hear(NET * 3, Event::Grant { release, answer });
         }
     }
 }

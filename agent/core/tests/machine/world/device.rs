@@ -153,9 +153,9 @@ impl World {
                 self.connection += 1;
                 self.hub.connected = false;
                 if self.hub.away {
-                    self.from_hub(NET, Event::Disconnected);
+                    self.hear(NET, Event::Disconnected);
                 } else {
-                    self.from_hub(NET, Event::Connected { session_present: false });
+                    self.hear(NET, Event::Connected { session_present: false });
                 }
             }
             Effect::Disconnect => {

@@ -119,7 +119,7 @@ impl World {
         .switched_on()
     }
 
-    pub(super) fn switched_on(mut self) -> Self {
+    fn switched_on(mut self) -> Self {
         self.push(Duration::ZERO, Item::Boot);
         self
     }
@@ -161,7 +161,7 @@ impl World {
         }
     }
 
-    pub(super) fn push_patch(&mut self, body: &[u8]) {
+    fn push_patch(&mut self, body: &[u8]) {
         let lost = self.script.lost_patches > 0;
         self.script.lost_patches = self.script.lost_patches.saturating_sub(1);
         if lost || self.struck(10) {
@@ -174,7 +174,7 @@ impl World {
         }
     }
 
-    pub(super) fn struck(&mut self, one_in: u64) -> bool {
+    fn struck(&mut self, one_in: u64) -> bool {
         self.luck.as_mut().is_some_and(|luck| luck.strikes(self.now.at, one_in))
     }
 
@@ -197,19 +197,19 @@ impl World {
 
     // Time.
 
-    pub(super) fn push(&mut self, after: Duration, item: Item) {
+    fn push(&mut self, after: Duration, item: Item) {
         self.serial += 1;
         self.queue.insert((self.now.at + after, self.serial), item);
     }
 
-    pub(super) fn from_hub(&mut self, after: Duration, event: Event) {
+    fn hear(&mut self, after: Duration, event: Event) {
         let copies = 1 + u32::from(self.struck(10));
         for copy in 0..copies {
             self.push(after + NET * copy, Item::Hub(self.connection, event));
         }
     }
 
-    pub(super) fn advance_to(&mut self, at: Instant) {
+    fn advance_to(&mut self, at: Instant) {
         let span = at.since(self.now.at);
         self.now.at = at;
         self.now.wall = WallTime::from_unix_millis(MIDNIGHT + 12 * 3_600_000 + at.as_micros() / 1000);
@@ -267,7 +267,7 @@ impl World {
         self.advance_to(end);
     }
 
-    pub(super) fn take(&mut self, item: Item) {
+    fn take(&mut self, item: Item) {
         match item {
             Item::HubBack => self.hub.away = false,
             Item::Boot => self.boot(),

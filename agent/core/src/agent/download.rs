@@ -1,0 +1,159 @@
+//! The payload: a link to it, its bytes, their verification, and their way into the slot.
+
+use core::time::Duration;
+
+use fleetwave_protocol::time::{Instant, WallTime};
+
+use super::update::{Step, Then};
+use super::{Agent, Turn};
+use crate::journal::Record;
+use crate::{Effect, FetchError, GrantAnswer, ReleaseId, ResultCode, State, StorageError, VerifyError};
+
+/// The longest pause that somebody else may ask for: a mistyped `Retry-After` must not park a device for good.
+const LONGEST_PAUSE: Duration = Duration::from_secs(86_400);
+
+impl Agent {
+    pub(super) fn ask_for_grant(&mut self, turn: &mut Turn<'_>) {
+        let release =
+            self.durable.pending.expect("a grant is asked for after the update was started").release;
+        self.step = Step::Granting { until: turn.now.at + turn.cx.policy.grant_timeout };
+        turn.emit(Effect::RequestGrant { release });
+    }
+
+    pub(super) fn granted(&mut self, turn: &mut Turn<'_>, release: ReleaseId, answer: GrantAnswer) {
+        let waiting = matches!(self.step, Step::Granting { .. })
+            && self.in_flight().is_some_and(|wanted| turn.cx.releases.same(wanted, release));
+        turn.emit(Effect::AnswerGrant { accepted: waiting });
+        if !waiting {
+            return;
+        }
+        match answer {
+            GrantAnswer::Granted { expires } => {
+                self.grant_expires = expires;
+                self.fetch(turn);
+            }
+            GrantAnswer::Later(pause) => {
+                let until =
+                    turn.now.at + pause.min(LONGEST_PAUSE) + turn.cx.policy.retry.spread(0, &mut self.rng);
+                self.enter(turn, Step::Backoff { until }, State::Backoff);
+            }
+            GrantAnswer::Refused => self.give_up(turn, ResultCode::GrantRefused),
+        }
+    }
+
+    fn fetch(&mut self, turn: &mut Turn<'_>) {
+        let release = self.durable.pending.expect("a grant belongs to an update that was started").release;
+        self.enter(turn, Step::Downloading, State::Downloading);
+        turn.emit(Effect::Fetch { release, offset: self.fetched });
+    }
+
+    pub(super) fn fetch_failed(&mut self, turn: &mut Turn<'_>, error: FetchError, durable: u64) {
+        if self.step != Step::Downloading {
+            return;
+        }
+        if durable > self.furthest {
+            self.furthest = durable;
+            self.tries = 0;
+        }
+        self.fetched = durable;
+        match error {
+            FetchError::Busy(pause) => {
+                self.failed(turn, error.code());
+                // The store knows best; its word is a lower bound.
+                if let Step::Backoff { until } = &mut self.step {
+                    *until = (*until).max(turn.now.at + pause.min(LONGEST_PAUSE));
+                }
+            }
+            FetchError::Forbidden | FetchError::NotFound => {
+                self.grant_expires = WallTime::default();
+                self.failed(turn, error.code());
+            }
+            FetchError::Storage(StorageError::ReadOnly) => self.give_up(turn, error.code()),
+            FetchError::Protocol => {
+                // Nothing says which bytes are right: begin again.
+                turn.emit(Effect::Discard);
+                self.fetched = 0;
+                self.failed(turn, error.code());
+            }
+            FetchError::Server | FetchError::Interrupted | FetchError::Storage(_) => {
+                self.failed(turn, error.code());
+            }
+        }
+    }
+
+    /// A try of grant or download failed: pause, or give the release up.
+    pub(super) fn failed(&mut self, turn: &mut Turn<'_>, code: ResultCode) {
+        if self.tries >= turn.cx.policy.attempts {
+            self.give_up(turn, code);
+            return;
+        }
+        let until = turn.now.at + turn.cx.policy.retry.pause(self.tries, &mut self.rng);
+        self.tries += 1;
+        self.enter(turn, Step::Backoff { until }, State::Backoff);
+    }
+
+    pub(super) fn give_up(&mut self, turn: &mut Turn<'_>, code: ResultCode) {
+        let release = self.pending_release();
+        turn.emit(Effect::Discard);
+        self.fetched = 0;
+        self.end(turn, release, code);
+    }
+
+    /// Gets what is still missing of the payload.
+    pub(super) fn go_on(&mut self, turn: &mut Turn<'_>) {
+        if self.fetched >= turn.cx.releases[self.pending_release()].size {
+            self.verify(turn);
+        } else if self.grant_expires > turn.now.wall {
+            self.fetch(turn);
+        } else {
+            self.enter(turn, Step::Granting { until: Instant::NEVER }, State::Granting);
+        }
+    }
+
+    pub(super) fn fetched(&mut self, turn: &mut Turn<'_>) {
+        if self.step == Step::Downloading {
+            let release = self.pending_release();
+            self.fetched = turn.cx.releases[release].size;
+            self.verify(turn);
+        }
+    }
+
+    fn verify(&mut self, turn: &mut Turn<'_>) {
+        self.tries = 0;
+        self.enter(turn, Step::Verifying, State::Verifying);
+        turn.emit(Effect::Verify(self.pending_release()));
+    }
+
+    pub(super) fn verified(&mut self, turn: &mut Turn<'_>, result: Result<(), VerifyError>) {
+        if self.step != Step::Verifying {
+            return;
+        }
+        let Err(error) = result else {
+            self.enter(turn, Step::Staging, State::Staging);
+            turn.emit(Effect::Stage(self.pending_release()));
+            return;
+        };
+        self.mismatches += 1;
+        self.furthest = 0;
+        if self.mismatches >= turn.cx.policy.verify_attempts {
+            self.give_up(turn, error.code());
+        } else {
+            turn.emit(Effect::Discard);
+            self.fetched = 0;
+            self.failed(turn, error.code());
+        }
+    }
+
+    pub(super) fn staged(&mut self, turn: &mut Turn<'_>, result: Result<(), StorageError>) {
+        if self.step != Step::Staging {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                let release = self.pending_release();
+                self.persist(turn, Record::Staged(release), Then::WaitForReboot);
+            }
+            Err(error) => self.give_up(turn, error.code()),
+        }
+    }
+}
