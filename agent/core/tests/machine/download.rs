@@ -253,6 +253,23 @@ fn an_end_that_was_not_recorded_is_come_to_again() {
 }
 
 #[test]
+fn a_trial_tells_the_release_to_go_back_to_even_if_the_journal_does_not_know_it() {
+    // The end of the update to fw-2 is nowhere on disk: only the boot loader knows of it.
+    let mut world = updating(|world| {
+        world.script.persist =
+            Some(|record| matches!(record, Record::Ended(..)).then_some(StorageError::ReadOnly));
+    });
+    world.script.persist = None;
+    world.script.sick.push("fw-3");
+    world.desire(reference("fw-3", 3, false));
+    world.run_to(State::Probation);
+    assert_eq!(world.agent.committed(), world.releases.find("fw-2", 2).expect("known"));
+    world.run();
+    world.assert_settled();
+    assert_eq!((&*world.running(), code(&world)), ("fw-2", ResultCode::Unhealthy));
+}
+
+#[test]
 fn a_payload_that_is_complete_is_not_asked_for_again_after_a_cut() {
     for cut in [Cut::Before, Cut::After] {
         let whole = updating(|_| {});
