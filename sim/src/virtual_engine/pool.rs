@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 use std::thread::{self, Scope, ScopedJoinHandle};
 
 use super::env::Env;
-use super::shard::{SHARD, Shard};
+use super::shard::{SHARD, Shard, Window};
 use super::worker::Worker;
 use crate::device::Violations;
 use crate::measure::Meter;
@@ -22,14 +22,22 @@ pub(super) struct Pool {
     env: RwLock<Env>,
     shards: Vec<Mutex<Shard>>,
     workers: Vec<Mutex<Worker>>,
-    /// Shards of the job under way.
-    active: RwLock<Vec<u32>>,
+    /// What is being run.
+    job: RwLock<Job>,
+    /// How many of the job's shards were taken.
     cursor: AtomicUsize,
     /// Counts jobs.
-    job: AtomicU64,
+    jobs: AtomicU64,
     /// Threads that have finished the job under way.
     done: AtomicUsize,
     over: AtomicBool,
+}
+
+/// A window, and the shards that have something to do in it.
+#[derive(Default)]
+struct Job {
+    window: Window,
+    shards: Vec<u32>,
 }
 
 /// The threads beside the calling one.
@@ -69,9 +77,9 @@ impl Pool {
             env: RwLock::new(env),
             shards,
             workers: (0..threads.max(1)).map(|_| Mutex::default()).collect(),
-            active: RwLock::default(),
+            job: RwLock::default(),
             cursor: AtomicUsize::new(0),
-            job: AtomicU64::new(0),
+            jobs: AtomicU64::new(0),
             done: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         })
@@ -106,6 +114,10 @@ impl Pool {
         self.env.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn job_mut(&self) -> RwLockWriteGuard<'_, Job> {
+        self.job.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.shards.len()
     }
@@ -119,19 +131,20 @@ impl Pool {
         self.workers.iter().map(lock)
     }
 
-    /// Runs the opened window on the shards of `active`, and returns when all are done.
-    pub(super) fn run(&self, active: &[u32]) {
-        let mut list = self.active.write().unwrap_or_else(PoisonError::into_inner);
-        list.clear();
-        list.extend_from_slice(active);
-        drop(list);
+    /// Runs a window on the shards of `active`, and returns when all are done.
+    pub(super) fn run(&self, window: Window, active: &[u32]) {
+        let mut job = self.job_mut();
+        job.window = window;
+        job.shards.clear();
+        job.shards.extend_from_slice(active);
+        drop(job);
         self.cursor.store(0, Ordering::Relaxed);
         if self.workers.len() == 1 || active.len() < WORTH_SHARING {
             self.work(0);
             return;
         }
         self.done.store(0, Ordering::Relaxed);
-        self.job.fetch_add(1, Ordering::Release);
+        self.jobs.fetch_add(1, Ordering::Release);
         self.work(0);
         let others = self.workers.len() - 1;
         wait_until(|| self.done.load(Ordering::Acquire) == others);
@@ -140,11 +153,11 @@ impl Pool {
     fn serve(&self, number: usize) {
         let mut seen = 0;
         loop {
-            wait_until(|| self.job.load(Ordering::Acquire) != seen || self.over.load(Ordering::Acquire));
+            wait_until(|| self.jobs.load(Ordering::Acquire) != seen || self.over.load(Ordering::Acquire));
             if self.over.load(Ordering::Acquire) {
                 return;
             }
-            seen = self.job.load(Ordering::Acquire);
+            seen = self.jobs.load(Ordering::Acquire);
             self.work(number);
             self.done.fetch_add(1, Ordering::Release);
         }
@@ -152,10 +165,10 @@ impl Pool {
 
     fn work(&self, number: usize) {
         let env = self.env();
-        let active = self.active.read().unwrap_or_else(PoisonError::into_inner);
+        let job = self.job.read().unwrap_or_else(PoisonError::into_inner);
         let mut worker = lock(&self.workers[number]);
-        while let Some(&shard) = active.get(self.cursor.fetch_add(1, Ordering::Relaxed)) {
-            self.shard(shard as usize).run(&env, &mut worker);
+        while let Some(&shard) = job.shards.get(self.cursor.fetch_add(1, Ordering::Relaxed)) {
+            self.shard(shard as usize).run(&job.window, &env, &mut worker);
         }
     }
 

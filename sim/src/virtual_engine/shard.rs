@@ -1,7 +1,8 @@
 //! A shard: some thousands of devices, their part of the hub, and the events that they wait for.
 //!
-//! Devices meet only through what takes at least one link latency, and a window is no longer than that: within it
-//! each device runs by itself, one after the other, whatever other shards do meanwhile.
+//! A device and its part of the hub meet others only through the blob store and the throttles, and a window is
+//! shorter than the way there and back: within it each device runs by itself, one after the other, whatever others
+//! do meanwhile.
 
 mod device_side;
 mod hub_side;
@@ -25,6 +26,13 @@ use super::worker::Worker;
 use crate::device::{Device, Who};
 use crate::measure::ChangeId;
 use crate::run::EngineError;
+
+/// A window: the buckets `from..until`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Window {
+    pub(super) from: u64,
+    pub(super) until: u64,
+}
 
 /// Most devices of a shard: what fits a core's cache beside its part of the hub.
 pub(super) const SHARD: u64 = 4096;
@@ -272,17 +280,24 @@ impl Shard {
         self.wheel.push(Event { at, device: index, kind: Kind::PowerOn, generation, a: 0, b: 0 });
     }
 
-    /// Takes the window's events; with throttles, what they ask the hub for.
-    pub(super) fn open(&mut self, bucket: u64, env: &Env, asks: &mut Vec<Ask>) {
-        self.start = bucket * env.width();
-        self.end = self.start + env.width();
+    /// Takes the events of a window.
+    fn open(&mut self, window: &Window, env: &Env) {
+        self.start = window.from * env.width();
+        self.end = window.until * env.width();
         self.events.clear();
-        self.wheel.take(bucket, &mut self.events);
-        if env.throttled() {
-            for (place, event) in self.events.iter().enumerate() {
-                if let Some((operation, cost)) = self.asks_for(event, env) {
-                    asks.push(Ask { at: event.at, shard: self.index, place: place as u32, operation, cost });
-                }
+        let mut from = window.from;
+        while let Some(bucket) = self.wheel.next_bucket(from).filter(|bucket| *bucket < window.until) {
+            self.wheel.take(bucket, &mut self.events);
+            from = bucket + 1;
+        }
+    }
+
+    /// With throttles, a window is opened before any shard runs it: this is what its events ask the hub for.
+    pub(super) fn ask(&mut self, window: &Window, env: &Env, asks: &mut Vec<Ask>) {
+        self.open(window, env);
+        for (place, event) in self.events.iter().enumerate() {
+            if let Some((operation, cost)) = self.asks_for(event, env) {
+                asks.push(Ask { at: event.at, shard: self.index, place: place as u32, operation, cost });
             }
         }
     }
@@ -292,12 +307,15 @@ impl Shard {
         self.told.push((place, told));
     }
 
-    /// Runs the window that was opened.
-    pub(super) fn run(&mut self, env: &Env, worker: &mut Worker) {
-        for (place, told) in core::mem::take(&mut self.told) {
-            self.heed(place, told, env, worker);
+    /// Runs a window.
+    pub(super) fn run(&mut self, window: &Window, env: &Env, worker: &mut Worker) {
+        if env.throttled() {
+            for (place, told) in core::mem::take(&mut self.told) {
+                self.heed(place, told, env, worker);
+            }
+        } else {
+            self.open(window, env);
         }
-        self.hub_timers(env, worker);
         let mut events = core::mem::take(&mut self.events);
         // Stable: what was added first happens first.
         events.sort_by_key(|event| (event.device, event.at));
@@ -305,11 +323,27 @@ impl Shard {
         while let Some(&Event { device, .. }) = rest.first() {
             let count = rest.iter().take_while(|event| event.device == device).count();
             let (mine, others) = rest.split_at(count);
+            if let Some(next) = others.first() {
+                self.foresee(next.device);
+            }
             self.run_device(mine, env, worker);
             rest = others;
         }
         self.events = events;
-        self.events.clear();
+        self.hub_timers(env, worker);
+    }
+
+    /// Reads a little of the device that comes next, so that its memory is on its way while this one runs.
+    #[inline]
+    fn foresee(&self, index: u16) {
+        let device = &self.devices[usize::from(index)];
+        core::hint::black_box((
+            device.hash,
+            device.session,
+            device.agent.committed(),
+            device.agent.desired_version(),
+            device.hardware.history(),
+        ));
     }
 
     /// Runs one device through its events of the window, and through those that they cause in it.

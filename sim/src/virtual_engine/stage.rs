@@ -9,6 +9,7 @@ use super::blob::Store;
 use super::env::{Cuts, NotificationFault};
 use super::gate::{self, Ask, Told};
 use super::pool::Pool;
+use super::shard::Window;
 use super::wheel::Event;
 use crate::measure::{Change, ChangeId};
 use crate::progress::Progress;
@@ -23,6 +24,10 @@ pub(super) fn stand_in_digest(id: &str) -> [u8; 32] {
     Sha256::digest(id.as_bytes()).into()
 }
 
+/// The fewest latencies between a device's wish for a download and its first news of it: SYN, SYN-ACK, request, and
+/// answer. What a device does within a window of so many can't come back to it, or to another, in the window.
+const DOWNLOAD: u64 = 4;
+
 /// What a fault that ends is followed by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mend {
@@ -36,10 +41,13 @@ pub(super) struct Stage<'a> {
     pool: &'a Pool,
     scenario: &'a Scenario,
     width: u64,
-    /// The next window.
+    /// The most buckets of a window.
+    longest: u64,
+    /// The first bucket of the next window.
     bucket: u64,
     counts: Counts,
     store: Store,
+    throttled: bool,
     throttles: Throttles,
     mends: Vec<(u64, Mend)>,
     /// Each shard's earliest bucket with events.
@@ -70,9 +78,11 @@ impl<'a> Stage<'a> {
             pool,
             scenario,
             width: env.width(),
+            longest: if env.throttled() { 1 } else { DOWNLOAD },
             bucket: 0,
             counts: Counts { total: env.world().fleet().devices(), ..Counts::default() },
             store: Store::new(bandwidth, scenario.blob.concurrency, &env.download_caps(), &devices),
+            throttled: env.throttled(),
             throttles: Throttles::new(tier, scenario.hub.units),
             mends: Vec::new(),
             next: vec![0; devices.len()],
@@ -279,52 +289,61 @@ impl<'a> Stage<'a> {
         let events = self.next.iter().copied().min().unwrap_or(u64::MAX);
         let store = self.store.next().map_or(u64::MAX, |at| at / self.width);
         let mend = self.mends.iter().map(|(at, _)| at.div_ceil(self.width)).min().unwrap_or(u64::MAX);
-        // A wake-up at a window's end is seen at that end.
+        // A wake-up within a bucket is seen at the bucket's end.
         let wake = wake.as_micros().div_ceil(self.width);
-        let next = events.min(store).min(mend).max(self.bucket);
-        if wake > self.bucket && wake <= next {
+        let from = events.min(store).min(mend).max(self.bucket);
+        if wake > self.bucket && wake <= from {
             self.bucket = wake;
             return;
         }
-        self.bucket = next;
+        self.bucket = from;
         self.mend();
-        self.window();
-        self.bucket += 1;
+        // Faults begin and end between windows.
+        let mend = self.mends.iter().map(|(at, _)| at.div_ceil(self.width)).min().unwrap_or(u64::MAX);
+        let until = (from + self.longest).min(wake).min(mend).max(from + 1);
+        self.window(Window { from, until });
+        self.bucket = until;
     }
 
-    fn window(&mut self) {
-        let bucket = self.bucket;
+    fn window(&mut self, window: Window) {
         self.active.clear();
         for (index, next) in self.next.iter().enumerate() {
-            if *next <= bucket {
+            if *next < window.until {
                 self.active.push(index as u32);
             }
         }
         if !self.active.is_empty() {
-            let env = self.pool.env();
-            for &index in &self.active {
-                self.pool.shard(index as usize).open(bucket, &env, &mut self.asks);
+            if self.throttled {
+                self.ask(&window);
             }
-            drop(env);
-            if !self.asks.is_empty() {
-                gate::admit(&mut self.throttles, &mut self.asks, &mut self.told);
-                self.asks.clear();
-                for (shard, place, told) in self.told.drain(..) {
-                    self.pool.shard(shard as usize).hear(place, told);
-                }
-            }
-            self.pool.run(&self.active);
+            self.pool.run(window, &self.active);
             self.collect();
         }
-        self.store.advance((bucket + 1) * self.width, &mut self.sent);
-        for (shard, event) in self.sent.drain(..) {
+        let end = window.until * self.width;
+        self.store.advance(end, &mut self.sent);
+        for (shard, mut event) in self.sent.drain(..) {
+            // Only word of a download that was given up can come from within the window.
+            event.at = event.at.max(end);
             let next = &mut self.next[shard as usize];
             *next = (*next).min(event.at / self.width);
             self.pool.shard(shard as usize).push(event);
         }
         for &index in &self.active {
             let shard = self.pool.shard(index as usize);
-            self.next[index as usize] = shard.next_bucket(bucket + 1, self.width);
+            self.next[index as usize] = shard.next_bucket(window.until, self.width);
+        }
+    }
+
+    /// Asks the throttles for everything that the window wants of the hub.
+    fn ask(&mut self, window: &Window) {
+        let env = self.pool.env();
+        for &index in &self.active {
+            self.pool.shard(index as usize).ask(window, &env, &mut self.asks);
+        }
+        gate::admit(&mut self.throttles, &mut self.asks, &mut self.told);
+        self.asks.clear();
+        for (shard, place, told) in self.told.drain(..) {
+            self.pool.shard(shard as usize).hear(place, told);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The events that a shard's devices wait for, without a heap: buckets as wide as the shortest latency.
 //!
 //! A near wheel has one list for each bucket of the current *page*; a far wheel one for each page after it;
-//! what lies beyond waits in one list that is looked through rarely. Lists are chains through one arena, so that
-//! empty buckets cost nothing and the memory is that of the events outstanding at the peak.
+//! what lies beyond waits in one list that is looked through rarely. Lists are chains of small chunks in one arena, so
+//! that empty buckets cost nothing and the memory is that of the events outstanding at the peak.
 
 /// Something that will happen to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +21,17 @@ pub(super) struct Event {
     pub(super) b: u32,
 }
 
+/// Some events of one slot, in the order in which they were added.
 #[derive(Clone, Copy)]
-struct Node {
-    event: Event,
+struct Chunk {
+    events: [Event; CHUNK],
+    len: u32,
+    /// The chunk before it of the same slot, or the next free one.
     next: u32,
 }
+
+/// Events in a chunk: few, since most slots have few.
+const CHUNK: usize = 5;
 
 const NIL: u32 = u32::MAX;
 /// Buckets in a page, and pages in the far wheel.
@@ -47,9 +53,9 @@ impl Chains {
         core::mem::replace(&mut self.heads[slot as usize], NIL)
     }
 
-    fn put(&mut self, slot: u64, node: u32) -> u32 {
+    fn put(&mut self, slot: u64, chunk: u32) {
         self.occupied[(slot / 64) as usize] |= 1 << (slot % 64);
-        core::mem::replace(&mut self.heads[slot as usize], node)
+        self.heads[slot as usize] = chunk;
     }
 
     /// The first occupied slot at or after `from`.
@@ -77,9 +83,10 @@ pub(super) struct Wheel {
     base: u64,
     beyond: u32,
     beyond_min: u64,
-    nodes: Vec<Node>,
+    chunks: Vec<Chunk>,
     free: u32,
-    scratch: Vec<u32>,
+    scratch: Vec<Event>,
+    chain: Vec<u32>,
 }
 
 impl Wheel {
@@ -93,39 +100,64 @@ impl Wheel {
             base: 0,
             beyond: NIL,
             beyond_min: u64::MAX,
-            nodes: Vec::new(),
+            chunks: Vec::new(),
             free: NIL,
             scratch: Vec::new(),
+            chain: Vec::new(),
         }
     }
 
     /// Adds an event. Its bucket must not have been taken yet.
     pub(super) fn push(&mut self, event: Event) {
-        let node = if self.free == NIL {
-            self.nodes.push(Node { event, next: NIL });
-            (self.nodes.len() - 1) as u32
-        } else {
-            let node = self.free;
-            self.free = self.nodes[node as usize].next;
-            self.nodes[node as usize].event = event;
-            node
-        };
-        self.link(node);
-    }
-
-    fn link(&mut self, node: u32) {
-        let bucket = self.nodes[node as usize].event.at / self.width;
-        let page = bucket / SLOTS;
+        let page = event.at / self.width / SLOTS;
         debug_assert!(page >= self.page, "an event of the past");
-        let next = if page == self.page {
-            self.near.put(bucket % SLOTS, node)
+        if page == self.page {
+            let slot = event.at / self.width % SLOTS;
+            let head = self.add(self.near.heads[slot as usize], event);
+            self.near.put(slot, head);
         } else if page < self.base + SLOTS {
-            self.far.put(page % SLOTS, node)
+            let slot = page % SLOTS;
+            let head = self.add(self.far.heads[slot as usize], event);
+            self.far.put(slot, head);
         } else {
             self.beyond_min = self.beyond_min.min(page);
-            core::mem::replace(&mut self.beyond, node)
-        };
-        self.nodes[node as usize].next = next;
+            self.beyond = self.add(self.beyond, event);
+        }
+    }
+
+    /// Adds an event to the chain that begins with `head`; its new head.
+    fn add(&mut self, head: u32, event: Event) -> u32 {
+        if let Some(chunk) = self.chunks.get_mut(head as usize)
+            && (chunk.len as usize) < CHUNK
+        {
+            chunk.events[chunk.len as usize] = event;
+            chunk.len += 1;
+            return head;
+        }
+        let chunk = Chunk { events: [event; CHUNK], len: 1, next: head };
+        if self.free == NIL {
+            self.chunks.push(chunk);
+            return (self.chunks.len() - 1) as u32;
+        }
+        let free = self.free;
+        self.free = self.chunks[free as usize].next;
+        self.chunks[free as usize] = chunk;
+        free
+    }
+
+    /// Takes a chain apart, in the order in which its events were added.
+    fn empty(&mut self, mut head: u32, out: &mut Vec<Event>) {
+        self.chain.clear();
+        while head != NIL {
+            self.chain.push(head);
+            head = self.chunks[head as usize].next;
+        }
+        for &index in self.chain.iter().rev() {
+            let chunk = &mut self.chunks[index as usize];
+            out.extend_from_slice(&chunk.events[..chunk.len as usize]);
+            chunk.next = self.free;
+            self.free = index;
+        }
     }
 
     /// The earliest bucket that may have events, not before `from`; `None` if there are none at all.
@@ -155,42 +187,31 @@ impl Wheel {
         if page != self.page {
             self.turn_to(page);
         }
-        let mut node = self.near.take(bucket % SLOTS);
-        let first = out.len();
-        while node != NIL {
-            let Node { event, next } = self.nodes[node as usize];
-            out.push(event);
-            self.nodes[node as usize].next = self.free;
-            self.free = node;
-            node = next;
-        }
-        out[first..].reverse();
+        let chain = self.near.take(bucket % SLOTS);
+        self.empty(chain, out);
     }
 
     /// Makes `page` the near one; the pages skipped are empty.
     fn turn_to(&mut self, page: u64) {
         self.page = page;
         let chain = self.far.take(page % SLOTS);
-        self.relink(chain);
+        self.add_again(chain);
         if page >= self.base + SLOTS / 2 {
             self.base = page;
             let chain = core::mem::replace(&mut self.beyond, NIL);
             self.beyond_min = u64::MAX;
-            self.relink(chain);
+            self.add_again(chain);
         }
     }
 
-    /// Links a chain's nodes anew, in the order in which they were added.
-    fn relink(&mut self, mut node: u32) {
-        let mut chain = core::mem::take(&mut self.scratch);
-        while node != NIL {
-            chain.push(node);
-            node = self.nodes[node as usize].next;
+    /// Adds a chain's events anew, now that they belong elsewhere.
+    fn add_again(&mut self, chain: u32) {
+        let mut events = core::mem::take(&mut self.scratch);
+        self.empty(chain, &mut events);
+        for event in events.drain(..) {
+            self.push(event);
         }
-        for node in chain.drain(..).rev() {
-            self.link(node);
-        }
-        self.scratch = chain;
+        self.scratch = events;
     }
 }
 

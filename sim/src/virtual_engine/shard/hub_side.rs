@@ -84,10 +84,10 @@ impl Shard {
         self.outputs = outputs;
     }
 
-    /// Runs the hub's own timers that are due in the window.
+    /// Runs the hub's own timers that were due in the window, at its end: what came before them has been heard.
     pub(super) fn hub_timers(&mut self, env: &Env, worker: &mut Worker) {
-        while let Some(due) = self.hub.next_deadline().filter(|due| due.as_micros() < self.end) {
-            let at = due.as_micros().max(self.start);
+        let at = self.end;
+        while self.hub.next_deadline().is_some_and(|due| due.as_micros() < at) {
             let mut outputs = core::mem::take(&mut self.outputs);
             self.hub.handle(now(env, at), Input::Timer, &mut outputs);
             self.deliver(at, &mut outputs, env, worker);
