@@ -86,7 +86,7 @@ for block in "$work"/[0-9]*; do
         skipped=$((skipped + 1))
         continue
     fi
-    printf 'run      %s\n%s\n' "$place" "$(sed 's/^/             /' <<<"$script")"
+    printf 'run      %s\n             %s\n' "$place" "${script//$'\n'/$'\n             '}"
     if ((list)); then continue; fi
     started=$SECONDS got=0
     timeout 900 bash -euo pipefail -c "$script" >"$work/output" 2>&1 </dev/null || got=$?
