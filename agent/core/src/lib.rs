@@ -15,7 +15,7 @@
 //!
 //! A driver's duties, which the machine relies on: effects are carried out in order; a [`Effect::Persist`] is
 //! answered by [`Event::Persisted`] only once the record would survive a power cut; after [`Effect::Discard`] and
-//! [`Effect::AbortFetch`] no event of the work before them follows; after [`Effect::Wake`] an [`Event::Timer`]
+//! [`Effect::AbortFetch`] no event of the work before them follows; [`Boot::committed`] is what the boot loader says; after [`Effect::Wake`] an [`Event::Timer`]
 //! comes at that time or later (spurious ones do no harm).
 
 mod agent;
@@ -45,7 +45,7 @@ pub use release::{Release, ReleaseId, Releases, TrustRoot, sign};
 /// | `Granting`, `Downloading`, `Verifying`, `Staging`, `Backoff` | `Started`, and the bytes already written | asks for a grant, goes on from those bytes |
 /// | `Rebooting` | `Staged`, then `Booting` | in the old slot: boots again, a bounded number of times |
 /// | `Probation` | `Booting` | the boot loader is back in the old slot: as above |
-/// | `Committing` | `Booting`; the slot becomes the default one, then `Committed` | goes through probation again, or is done |
+/// | `Committing` | `Booting`; the slot becomes the default one, then `Committed` | done if the boot loader has it as the default one; as above if not |
 /// | `RollingBack` | `Reverting` | in the old slot: gives the release up |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
