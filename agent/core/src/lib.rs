@@ -15,8 +15,8 @@
 //!
 //! A driver's duties, which the machine relies on: effects are carried out in order; a [`Effect::Persist`] is
 //! answered by [`Event::Persisted`] only once the record would survive a power cut; after [`Effect::Discard`] and
-//! [`Effect::AbortFetch`] no event of the work before them follows; [`Boot::committed`] is what the boot loader says; after [`Effect::Wake`] an [`Event::Timer`]
-//! comes at that time or later (spurious ones do no harm).
+//! [`Effect::AbortFetch`] no event of the work before them follows; [`Boot::committed`] is what the boot loader
+//! says; after [`Effect::Wake`] an [`Event::Timer`] comes at that time or later (spurious ones do no harm).
 
 mod agent;
 mod code;
