@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod device;
+pub mod live;
 pub mod measure;
 pub mod progress;
 pub mod rollout;

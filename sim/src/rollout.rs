@@ -61,7 +61,13 @@ impl Catalogue {
     /// What the scenario says of a release; `None` for the one from before the run.
     #[must_use]
     pub fn spec<'s>(&self, scenario: &'s Scenario, release: ReleaseId) -> Option<&'s Release> {
-        self.specs.get(release.index()).copied().flatten().map(|index| &scenario.releases[index])
+        self.place(release).map(|index| &scenario.releases[index])
+    }
+
+    /// The place in the scenario of the release behind one that agents know; `None` for the one from before the run.
+    #[must_use]
+    pub fn place(&self, release: ReleaseId) -> Option<usize> {
+        self.specs.get(release.index()).copied().flatten()
     }
 
     /// The release that a configuration gives.

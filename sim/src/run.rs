@@ -150,7 +150,7 @@ impl EngineError {
 pub fn engine(engine: Engine) -> EngineFn {
     match engine {
         Engine::Virtual => crate::virtual_engine::run,
-        Engine::Live => |_, _, _| Err(EngineError::Unavailable("live")),
+        Engine::Live => crate::live::run,
     }
 }
 

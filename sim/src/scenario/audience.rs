@@ -27,16 +27,32 @@ impl Audience {
             return None;
         }
         let configuration = Arc::new(configuration("probe", target).ok()?);
-        self.fleet.groups().iter().try_fold(0, |count, group| {
-            let mut hub = hub_of(group, &self.running).ok()?;
-            hub.handle(Now::default(), Input::PutConfiguration(Arc::clone(&configuration)), &mut Vec::new());
-            Some(count + hub.configuration_counts("probe")?.targeted * group.devices())
-        })
+        self.fleet
+            .groups()
+            .iter()
+            .try_fold(0, |count, group| Some(count + self.count(group, &configuration)? * group.devices()))
+    }
+
+    /// 1 if the configuration `probe` is for a device of the group, else 0.
+    fn count(&self, group: &PlannedGroup, configuration: &Arc<Configuration>) -> Option<u64> {
+        let mut hub = hub_of(group, &self.running).ok()?;
+        hub.handle(Now::default(), Input::PutConfiguration(Arc::clone(configuration)), &mut Vec::new());
+        Some(hub.configuration_counts("probe")?.targeted)
     }
 
     pub(super) const fn fleet(&self) -> &Fleet {
         &self.fleet
     }
+}
+
+/// Which groups a condition is for, if that depends on the group alone for as long as the run lasts.
+pub(crate) fn groups(scenario: &Scenario, target: &str) -> Option<Vec<bool>> {
+    if ["deviceId", "reported"].iter().any(|name| target.contains(name)) {
+        return None;
+    }
+    let audience = Audience::of_scenario(scenario);
+    let configuration = Arc::new(configuration("probe", target).ok()?);
+    audience.fleet.groups().iter().map(|group| Some(audience.count(group, &configuration)? > 0)).collect()
 }
 
 /// A configuration of that id and target, with some content.

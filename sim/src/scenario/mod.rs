@@ -4,7 +4,7 @@
 //! everything that is wrong with it; [`explain`] says in words what a run of it will do; [`fleet::Fleet`] is the
 //! fleet that it describes.
 
-mod audience;
+pub(crate) mod audience;
 mod check;
 pub mod compare;
 pub mod dist;

@@ -1,0 +1,134 @@
+//! The live engine: real MQTT bytes and real HTTP downloads on this machine, against the embedded hub, an embedded
+//! rumqttd, or any broker.
+//!
+//! One thread runs the timeline ([`play`]), a few run the devices ([`shard`]), one downloads ([`fetch`]); the hub and
+//! the blob endpoint have their own. Devices share nothing but counters. Installation, reboots and health checks take
+//! simulated time; the scenario's link latency, loss and bandwidth are *not* simulated: bytes take as long as this
+//! machine takes.
+
+mod aim;
+mod beat;
+mod cloud;
+mod codec;
+mod fetch;
+mod floor;
+mod limits;
+mod login;
+mod play;
+mod shard;
+mod stage;
+mod tally;
+mod transport;
+mod wheel;
+
+use std::sync::atomic::AtomicBool;
+use std::time::Instant as Clock;
+
+use fleetwave_agent_core::State;
+use fleetwave_protocol::Instant;
+use fleetwave_report::record::Transport;
+
+use self::play::Play;
+use self::stage::Stage;
+use crate::measure::{EngineOutcome, MemoryProbe};
+use crate::progress::Progress;
+use crate::run::{EngineError, RunPlan, Target};
+use crate::timeline::Timeline;
+
+/// A live run with the way of each device, for a comparison with another engine's.
+#[derive(Debug)]
+pub struct LiveRun {
+    /// What was measured.
+    pub outcome: EngineOutcome,
+    /// The hash of the states that each device went through.
+    pub histories: Vec<u64>,
+    /// The states themselves.
+    pub stories: Vec<Vec<State>>,
+}
+
+/// Runs a plan live.
+///
+/// # Errors
+/// [`EngineError`] if this machine has no room for it, or if what it needs cannot be started.
+pub fn run(plan: &RunPlan, progress: &Progress, stop: &AtomicBool) -> Result<EngineOutcome, EngineError> {
+    play(plan, progress, stop, false).map(|run| run.outcome)
+}
+
+/// The same, and the way of each device.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_with_stories(
+    plan: &RunPlan,
+    progress: &Progress,
+    stop: &AtomicBool,
+) -> Result<LiveRun, EngineError> {
+    play(plan, progress, stop, true)
+}
+
+fn play(
+    plan: &RunPlan,
+    progress: &Progress,
+    stop: &AtomicBool,
+    tell_stories: bool,
+) -> Result<LiveRun, EngineError> {
+    limits::make_room(plan)?;
+    let scenario = &plan.scenario;
+    progress.phase("measuring what this machine can do");
+    let floor = floor::measure(plan.transport, scenario.fleet.devices.0);
+    let world = stage::world(scenario);
+    let memory = MemoryProbe::start();
+    let started = Clock::now();
+    progress.phase("making the fleet");
+    let stage = Stage::set(plan, world, tell_stories)?;
+    let fleet = stage.world.fleet();
+    let mut timeline = Timeline::new(scenario, |group| {
+        fleet.member_count(group.and_then(|name| fleet.group_named(name)))
+    });
+    let at_once = limits::downloads_at_once(plan);
+    let mut play = Play::new(&stage, scenario, at_once);
+    let end = play.run(&mut timeline, progress, stop);
+    let (duration, counts, own) = (play.now().since(Instant::ZERO), play.counts(), play.meter);
+    let mut notes = timeline.notes().to_vec();
+    let wall = started.elapsed();
+    let memory = memory.finish();
+    let threads = stage.threads();
+    let world = stage.world.clone();
+    let mut left = stage.strike();
+    left.meter.merge(&own);
+    notes.extend(remarks(plan, at_once));
+    let outcome = EngineOutcome {
+        meter: left.meter,
+        counts,
+        end: end?,
+        notes,
+        violations: left.violations.sentences(world.fleet()),
+        disturbances: left.casualties,
+        duration,
+        wall,
+        event_hash: None,
+        memory,
+        threads,
+        floor: Some(floor),
+    };
+    Ok(LiveRun { outcome, histories: left.histories, stories: left.stories })
+}
+
+/// What a reader of live figures has to know.
+fn remarks(plan: &RunPlan, at_once: u64) -> Vec<String> {
+    let mut remarks = vec![format!(
+        "live over {}: links are this machine's own, the scenario's latency, loss and bandwidth are not simulated; at \
+         most {at_once} downloads at once",
+        if plan.transport == Transport::Memory { "memory" } else { "loopback TCP" },
+    )];
+    match plan.target {
+        Target::Hub => {}
+        Target::Rumqttd => remarks.push(
+            "rumqttd: the first publish on a topic that nobody has published on costs the broker time that grows with \
+             the fleet; it is part of these figures"
+                .to_owned(),
+        ),
+        Target::Broker { .. } => remarks.push("the broker's own time is part of these figures".to_owned()),
+    }
+    remarks
+}

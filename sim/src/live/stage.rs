@@ -1,0 +1,359 @@
+//! Everything that a live run needs around its devices: blob endpoint, hub or broker, registry, shards, downloads.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, unbounded};
+use fleetwave_agent_core::State;
+use fleetwave_hub::blob::{BlobServer, Content};
+use fleetwave_hub::plain::{Broker, PlainHub};
+use fleetwave_hub::{Clock, HubControl, HubServer, NewDevice};
+use fleetwave_hub_core::throttle::Tier;
+use fleetwave_hub_core::{Cycle, Options};
+use fleetwave_protocol::rng::mix;
+use fleetwave_protocol::sas::Key;
+use fleetwave_protocol::{Profile, WallTime};
+use fleetwave_report::record::Transport as TransportName;
+use mio::Waker;
+use sha2::{Digest, Sha256};
+
+use super::aim::Board;
+use super::cloud::{CloudSide, blob_name};
+use super::fetch::{Mailbox, Pool, Settings};
+use super::limits;
+use super::login::Login;
+use super::shard::{Order, Parts, Remains, Shard};
+use super::tally::Tally;
+use super::transport::{Memory, Tcp, Transport};
+use crate::device::{Violations, World};
+use crate::measure::Meter;
+use crate::run::{EngineError, RunPlan, Target};
+use crate::scenario::model::{self, Release, Scenario};
+
+const DAY: u64 = 86_400_000;
+
+/// What devices reach.
+enum Hub {
+    Embedded(HubServer),
+    Plain(PlainHub),
+}
+
+/// A device shard's thread, and the way to it.
+struct Crew {
+    orders: Sender<Order>,
+    waker: Arc<Waker>,
+    thread: JoinHandle<Remains>,
+}
+
+/// A set stage.
+pub(super) struct Stage {
+    pub(super) world: Arc<World>,
+    pub(super) clock: Clock,
+    pub(super) board: Arc<RwLock<Board>>,
+    pub(super) tally: Arc<Tally>,
+    pub(super) control: HubControl,
+    pub(super) blobs: BlobServer,
+    hub: Hub,
+    crew: Vec<Crew>,
+    downloads: Pool,
+}
+
+/// What is left when the curtain has fallen.
+pub(super) struct Left {
+    pub(super) meter: Meter,
+    pub(super) violations: Violations,
+    pub(super) histories: Vec<u64>,
+    pub(super) stories: Vec<Vec<State>>,
+    /// Threads that ended badly.
+    pub(super) casualties: Vec<String>,
+}
+
+pub(super) fn failed(
+    what: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> EngineError {
+    EngineError::Failed { what: what.into(), source: source.into() }
+}
+
+/// The bytes that a release stands for.
+fn content(scenario: &Scenario, release: &Release, genuine: bool) -> Content {
+    let seed = release.id.bytes().fold(mix(scenario.seed), |seed, byte| mix(seed ^ u64::from(byte)));
+    Content::Generated { seed: if genuine { seed } else { mix(seed) }, size: release.size.bytes() }
+}
+
+fn digest(content: &Content) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut offset = 0;
+    loop {
+        let piece = content.read(offset, u64::MAX);
+        if piece.is_empty() {
+            return hash.finalize().into();
+        }
+        hash.update(&piece);
+        offset += piece.len() as u64;
+    }
+}
+
+/// The world of a scenario, with the digests of the payloads that the blob endpoint will serve.
+pub(super) fn world(scenario: &Scenario) -> World {
+    World::new(scenario.clone(), |release| digest(&content(scenario, release, true)))
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+impl Stage {
+    /// Sets everything up, the fleet's twins included.
+    ///
+    /// # Errors
+    /// What could not be had: a port, a broker, a thread.
+    pub(super) fn set(plan: &RunPlan, world: World, tell_stories: bool) -> Result<Self, EngineError> {
+        let scenario = &plan.scenario;
+        let world = Arc::new(world);
+        let clock = Clock::new();
+        let blobs = serve_blobs(scenario, &clock)?;
+        let board = Arc::new(RwLock::new(Board::default()));
+        let tally = Arc::new(Tally::default());
+
+        let devices = world.fleet().devices();
+        let shards = u64::from(scenario.live.device_threads.max(1)).min(devices.max(1));
+        let share = devices.div_ceil(shards).max(1);
+        let shards = devices.div_ceil(share).max(1);
+        let (ears, heard): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
+
+        let cloud = {
+            let (world, board, blobs) = (world.clone(), board.clone(), blobs.control());
+            move || CloudSide::new(world.clone(), board.clone(), blobs.clone(), ears.clone(), share)
+        };
+        let group_key = Key::from_bytes(mix(scenario.seed).to_le_bytes());
+        let (hub, control, reach) = open_hub(plan, &clock, &group_key, cloud)?;
+        create_fleet(&control, &world)?;
+
+        let plain = matches!(hub, Hub::Plain(_));
+        let login = (!plain).then(|| {
+            let lasts = scenario.harness.max_duration.duration() + Duration::from_secs(3600);
+            let expires = clock.now().wall.as_unix_millis().saturating_add(lasts.as_millis() as u64);
+            Login { group_key, expires: WallTime::from_unix_millis(expires) }
+        });
+        let mut transports: Vec<Box<dyn Transport>> = Vec::new();
+        for _ in 0..shards {
+            transports.push(match &hub {
+                Hub::Embedded(server) if plan.transport == TransportName::Memory => {
+                    Box::new(Memory::new(&server.memory()).map_err(|error| failed("starting a shard", error))?)
+                }
+                _ => Box::new(Tcp::new(reach).map_err(|error| failed("starting a shard", error))?),
+            });
+        }
+        let (results, fetched): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
+        let mailboxes = results
+            .into_iter()
+            .zip(&transports)
+            .map(|(results, transport)| Mailbox { results, waker: transport.waker() })
+            .collect();
+        let settings = Settings {
+            at_once: usize::try_from(limits::downloads_at_once(plan)).unwrap_or(usize::MAX),
+            checkpoint: scenario.agent.checkpoint.bytes(),
+            patience: scenario.agent.request_timeout.duration(),
+        };
+        let downloads = Pool::start(settings, clock.clone(), mailboxes, tally.clone())
+            .map_err(|error| failed("starting the downloads", error))?;
+
+        let mut crew = Vec::new();
+        let parts = transports.into_iter().zip(heard).zip(fetched).enumerate();
+        for (index, ((transport, heard), fetched)) in parts {
+            let first = index as u64 * share;
+            let (orders, inbox) = unbounded();
+            let waker = transport.waker();
+            let parts = Parts {
+                index: index as u16,
+                first,
+                devices: share.min(devices - first) as u32,
+                world: world.clone(),
+                clock: clock.clone(),
+                calendar_ahead: calendar_ahead(scenario, &clock),
+                profile: if plain { Profile::Plain } else { Profile::IotHub },
+                login: login.clone(),
+                transport,
+                orders: inbox,
+                heard,
+                fetched,
+                downloads: downloads.handle(),
+                tally: tally.clone(),
+                tell_stories,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("devices-{index}"))
+                .spawn(move || Shard::new(parts).run())
+                .map_err(|error| failed("starting a shard", error))?;
+            crew.push(Crew { orders, waker, thread });
+        }
+        Ok(Self { world, clock, board, tally, control, blobs, hub, crew, downloads })
+    }
+
+    /// Whether devices reach the hub by way of a broker, which goes on when the hub is away.
+    pub(super) fn behind_broker(&self) -> bool {
+        matches!(self.hub, Hub::Plain(_))
+    }
+
+    /// Tells every shard.
+    pub(super) fn tell(&self, order: &Order) {
+        (0..self.crew.len()).for_each(|shard| self.tell_one(shard, order.clone()));
+    }
+
+    /// Tells one shard.
+    pub(super) fn tell_one(&self, shard: usize, order: Order) {
+        let crew = &self.crew[shard];
+        // A shard that is gone shows when it is joined.
+        if crew.orders.send(order).is_ok()
+            && let Err(error) = crew.waker.wake()
+        {
+            tracing::debug!(%error, "a shard could not be woken");
+        }
+    }
+
+    /// Threads that run devices, hub, blobs and downloads.
+    pub(super) fn threads(&self) -> u32 {
+        let live = &self.world.scenario().live;
+        self.crew.len() as u32 + u32::from(live.hub_threads.max(1)) + u32::from(live.blob_threads.max(1)) + 1
+    }
+
+    /// Ends everything, devices first.
+    pub(super) fn strike(self) -> Left {
+        self.tell(&Order::Finish);
+        let mut left = Left {
+            meter: Meter::default(),
+            violations: Violations::default(),
+            histories: Vec::new(),
+            stories: Vec::new(),
+            casualties: Vec::new(),
+        };
+        for (index, crew) in self.crew.into_iter().enumerate() {
+            match crew.thread.join() {
+                Ok(remains) => {
+                    left.meter.merge(&remains.meter);
+                    left.violations.merge(&remains.violations);
+                    left.histories.extend(remains.histories);
+                    left.stories.extend(remains.stories);
+                }
+                Err(_) => left.casualties.push(format!("the thread of device shard {index} panicked")),
+            }
+        }
+        match self.downloads.finish() {
+            Some(meter) => left.meter.merge(&meter),
+            None => left.casualties.push("the thread of the downloads panicked".to_owned()),
+        }
+        match self.hub {
+            Hub::Embedded(server) => server.stop(),
+            Hub::Plain(hub) => hub.stop(),
+        }
+        self.blobs.stop();
+        left
+    }
+}
+
+fn serve_blobs(scenario: &Scenario, clock: &Clock) -> Result<BlobServer, EngineError> {
+    let server = BlobServer::builder()
+        .listen(loopback(scenario.live.blob_port))
+        .clock(clock.clone())
+        .seed(scenario.seed)
+        .bandwidth(scenario.blob.bandwidth.bytes_per_second() as u64)
+        .threads(usize::from(scenario.live.blob_threads))
+        .start()
+        .map_err(|error| failed("starting the blob endpoint", error))?;
+    for (spec, release) in scenario.releases.iter().enumerate() {
+        let blob = content(scenario, release, !release.corrupt);
+        server
+            .control()
+            .put(&blob_name(spec), blob)
+            .map_err(|error| failed(format!("storing release {}", release.id), error))?;
+    }
+    Ok(server)
+}
+
+/// Starts or reaches the hub; gives where devices connect.
+fn open_hub(
+    plan: &RunPlan,
+    clock: &Clock,
+    group_key: &Key,
+    cloud: impl Fn() -> CloudSide + Send + 'static,
+) -> Result<(Hub, HubControl, SocketAddr), EngineError> {
+    let scenario = &plan.scenario;
+    let options = Options {
+        cycle: match scenario.hub.configuration_cycle {
+            model::Cycle::Immediate => Cycle::Immediate,
+            model::Cycle::Every(span) => Cycle::Every(span.duration()),
+        },
+        ..Options::default()
+    };
+    let tier = match scenario.hub.tier {
+        model::Tier::None => Tier::None,
+        model::Tier::S1 => Tier::S1,
+        model::Tier::S2 => Tier::S2,
+        model::Tier::S3 => Tier::S3,
+    };
+    let address = loopback(scenario.live.port);
+    let broker = match &plan.target {
+        Target::Hub => {
+            let mut builder = HubServer::builder()
+                .shards(usize::from(scenario.live.hub_threads))
+                .clock(clock.clone())
+                .group_key(group_key.clone())
+                .options(options)
+                .tier(tier, scenario.hub.units)
+                .hooks(move |_| Box::new(cloud()));
+            if plan.transport != TransportName::Memory {
+                builder = builder.tcp(address);
+            }
+            let server = builder.start().map_err(|error| failed("starting the hub", error))?;
+            let reach = server.address().unwrap_or(address);
+            let control = server.control();
+            return Ok((Hub::Embedded(server), control, reach));
+        }
+        _ if plan.transport == TransportName::Memory => {
+            return Err(EngineError::Unfit {
+                problem: format!("{} is not reached over the memory transport", plan.target),
+                fix: "use --transport tcp".to_owned(),
+            });
+        }
+        Target::Rumqttd => {
+            let max_connections = usize::try_from(scenario.fleet.devices.0).unwrap_or(usize::MAX);
+            // Devices that come back find their old connection still there for a while.
+            Broker::Rumqttd { listen: address, max_connections: max_connections.saturating_mul(2) + 16 }
+        }
+        Target::Broker { .. } => Broker::Remote { url: plan.target.to_string(), credentials: None },
+    };
+    let hub = PlainHub::builder(broker)
+        .clock(clock.clone())
+        .options(options)
+        .tier(tier, scenario.hub.units)
+        .hooks(Box::new(cloud()))
+        .start()
+        .map_err(|error| failed(format!("attaching to {}", plan.target), error))?;
+    let (host, port) = hub.broker();
+    let reach = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| failed(format!("finding {host}"), error))?
+        .next()
+        .ok_or_else(|| failed(format!("finding {host}"), "it has no address"))?;
+    let control = hub.control();
+    Ok((Hub::Plain(hub), control, reach))
+}
+
+fn create_fleet(control: &HubControl, world: &World) -> Result<(), EngineError> {
+    let fleet = world.fleet();
+    let tags: Vec<Arc<str>> = fleet.groups().iter().map(|group| group.tags.as_str().into()).collect();
+    let devices = (0..fleet.devices()).map(|number| NewDevice {
+        tags: Some(tags[fleet.group_of(number)].clone()),
+        ..NewDevice::new(fleet.id(number))
+    });
+    control.create_devices(devices).map_err(|error| failed("making the fleet's twins", error))?;
+    Ok(())
+}
+
+/// What the devices' calendar is ahead of the hub's: the run starts at the scenario's time of the day.
+fn calendar_ahead(scenario: &Scenario, clock: &Clock) -> u64 {
+    (DAY + scenario.clock.millis() - clock.now().wall.millis_of_day()) % DAY
+}
