@@ -37,6 +37,9 @@ pub(super) struct Window {
 /// Most devices of a shard: what fits a core's cache beside its part of the hub.
 pub(super) const SHARD: u64 = 4096;
 
+/// How many devices' memory is asked for at a time.
+const AHEAD: usize = 8;
+
 const NEVER: u64 = u64::MAX;
 
 /// Bits of [`Virtual::flags`].
@@ -67,6 +70,8 @@ mod flag {
     pub(super) const SALVAGE: u16 = 1 << 13;
     /// Its network is down, until some time in `Shard::outages`.
     pub(super) const OUTAGE: u16 = 1 << 14;
+    /// What it was given was taken back, or replaced, before it had it.
+    pub(super) const WITHDRAWN: u16 = 1 << 15;
 }
 
 /// A virtual device.
@@ -154,6 +159,8 @@ pub(super) struct Shard {
     /// The window under way, in microseconds.
     start: u64,
     end: u64,
+    /// How many of the window's events each of its devices has.
+    spans: Vec<u32>,
     /// Events of the window, and those that the device under way has made in it.
     events: Vec<Event>,
     local: Vec<Event>,
@@ -238,6 +245,7 @@ impl Shard {
             outages: FxHashMap::default(),
             start: 0,
             end: 0,
+            spans: Vec::new(),
             events: Vec::new(),
             local: Vec::new(),
             outputs: Vec::new(),
@@ -319,31 +327,40 @@ impl Shard {
         let mut events = core::mem::take(&mut self.events);
         // Stable: what was added first happens first.
         events.sort_by_key(|event| (event.device, event.at));
+        let mut spans = core::mem::take(&mut self.spans);
+        spans.extend(events.chunk_by(|a, b| a.device == b.device).map(|span| span.len() as u32));
         let mut rest = events.as_slice();
-        while let Some(&Event { device, .. }) = rest.first() {
-            let count = rest.iter().take_while(|event| event.device == device).count();
-            let (mine, others) = rest.split_at(count);
-            if let Some(next) = others.first() {
-                self.foresee(next.device);
+        for ahead in spans.chunks(AHEAD) {
+            self.foresee(rest, ahead);
+            for &span in ahead {
+                let (mine, others) = rest.split_at(span as usize);
+                self.run_device(mine, env, worker);
+                rest = others;
             }
-            self.run_device(mine, env, worker);
-            rest = others;
         }
+        spans.clear();
+        self.spans = spans;
         self.events = events;
         self.hub_timers(env, worker);
     }
 
-    /// Reads a little of the device that comes next, so that its memory is on its way while this one runs.
+    /// Reads a little from each cache line of the devices that come next. A fleet is larger than any cache, and so
+    /// their memory is waited for once, together, instead of one line after the other.
     #[inline]
-    fn foresee(&self, index: u16) {
-        let device = &self.devices[usize::from(index)];
-        core::hint::black_box((
-            device.hash,
-            device.session,
-            device.agent.committed(),
-            device.agent.desired_version(),
-            device.hardware.history(),
-        ));
+    fn foresee(&self, mut events: &[Event], spans: &[u32]) {
+        let mut sum = 0;
+        for &span in spans {
+            let device = &self.devices[usize::from(events[0].device)];
+            let link = u64::from(device.session) ^ device.asked ^ device.fetch_arrives;
+            sum ^= device.hash
+                ^ link
+                ^ device.agent.desired_version()
+                ^ device.agent.committed().index() as u64
+                ^ device.agent.state() as u64
+                ^ device.hardware.history();
+            events = &events[span as usize..];
+        }
+        core::hint::black_box(sum);
     }
 
     /// Runs one device through its events of the window, and through those that they cause in it.

@@ -19,6 +19,9 @@ use crate::scenario::model::Channel;
 /// In an event's second argument: the throttles have let it pass.
 const ADMITTED: u32 = 1 << 31;
 
+/// The cloud side's longest pause beyond what the hub asked for when it was refused, in microseconds.
+const CLOUD_JITTER: f64 = 10e6;
+
 /// How long the cloud side waits for a device's answer to a grant.
 const METHOD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -264,38 +267,46 @@ impl Shard {
         if device.want == desired {
             return;
         }
-        if device.has(flag::TARGETED) {
-            let counts = |flag| i64::from(device.has(flag));
-            worker.delta.targeted -= 1;
-            worker.delta.notified -= counts(flag::NOTIFIED);
-            worker.delta.converged -= counts(flag::CONVERGED);
-            worker.delta.failed -= counts(flag::FAILED);
-            worker.delta.rolled_back -= counts(flag::ROLLED_BACK);
-            if !device.has(flag::CONVERGED) {
-                worker.meter.withdrawn(ChangeId(device.change), device.has(flag::NOTIFIED));
-            }
-        }
         device.want = desired;
-        device.clear(flag::TARGETED | flag::NOTIFIED | flag::CONVERGED | flag::FAILED | flag::ROLLED_BACK);
+        let settled = flag::CONVERGED | flag::WITHDRAWN;
+        if device.has(flag::TARGETED) && device.flags & settled == 0 {
+            // Nobody waits for it any more.
+            device.set(flag::WITHDRAWN);
+            worker.meter.withdrawn(ChangeId(device.change), device.has(flag::NOTIFIED));
+        }
+        // A device that was given a release stays one of those that were, until it is given another.
         let Desired::Release(release) = desired else { return };
         let Some(&(_, change)) = self.changes.iter().rev().find(|(given, _)| *given == release) else {
             return;
         };
-        device.change = change.0;
+        let counts = |flag| i64::from(device.has(flag));
+        worker.delta.targeted += 1 - counts(flag::TARGETED);
+        worker.delta.notified -= counts(flag::NOTIFIED);
+        worker.delta.converged -= counts(flag::CONVERGED);
+        worker.delta.failed -= counts(flag::FAILED);
+        worker.delta.rolled_back -= counts(flag::ROLLED_BACK);
+        device.clear(flag::NOTIFIED | flag::FAILED | flag::ROLLED_BACK | settled);
         device.set(flag::TARGETED);
-        worker.delta.targeted += 1;
+        device.change = change.0;
         worker.meter.targeted(change, 1);
         if reported.is_some_and(|status| self.releases.same(status.running, release)) {
             self.converged(index, at, worker);
         }
     }
 
+    /// The release that a device was given last.
+    fn given(&self, index: u16) -> Option<ReleaseId> {
+        let device = &self.devices[usize::from(index)];
+        let given = self.changes.iter().find(|(_, change)| change.0 == device.change);
+        given.filter(|_| device.has(flag::TARGETED)).map(|(release, _)| *release)
+    }
+
     /// The hub has accepted a report.
     fn accepted(&mut self, index: u16, at: u64, place: usize, worker: &mut Worker) {
         let status = self.reports[place].status;
+        let Some(wanted) = self.given(index) else { return };
         let device = &mut self.devices[usize::from(index)];
-        let Desired::Release(wanted) = device.want else { return };
-        if !device.has(flag::TARGETED) || device.has(flag::CONVERGED) {
+        if device.has(flag::CONVERGED) {
             return;
         }
         if self.releases.same(status.running, wanted) {
@@ -325,7 +336,9 @@ impl Shard {
         }
         device.set(flag::CONVERGED);
         worker.delta.converged += 1;
-        worker.meter.converged(ChangeId(device.change), instant(at));
+        if !device.has(flag::WITHDRAWN) {
+            worker.meter.converged(ChangeId(device.change), instant(at));
+        }
     }
 
     // The grant service.
@@ -440,9 +453,13 @@ impl Shard {
                 let bytes = env.sizes().twin(a, 0);
                 self.send_down(index, at, bytes, Kind::Reported, a, 429, env, worker);
             }
-            // The cloud side tries again; a device's message is lost, and the device asks again.
+            // The cloud side tries again, some seconds later, as a client with backoff and jitter does; a device's
+            // message is lost, and the device asks again.
             Told::No(after) if kind == Kind::HubGrantAnswer => {
-                self.wheel.push(Event { at: (at + after).max(self.end), ..event });
+                let number = self.first + u64::from(index);
+                let draws = &mut self.devices[usize::from(index)].draws;
+                let jitter = (env.draw(number, draws) * CLOUD_JITTER) as u64;
+                self.wheel.push(Event { at: (at + after + jitter).max(self.end), ..event });
             }
             Told::No(_) => {}
         }
