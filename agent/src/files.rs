@@ -1,0 +1,40 @@
+//! Files that survive a power cut: what every other module needs of the file system.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use fleetwave_agent_core::StorageError;
+
+/// Makes the names in a directory durable: a file that was created, renamed or removed there.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Puts `content` in place of a file, all of it or nothing.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_dir(path.parent().expect("a file of the state directory lies in it"))
+}
+
+/// Removes a file for good; that there is none is fine.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) => Ok(()),
+        Ok(()) => sync_dir(path.parent().expect("a file of the state directory lies in it")),
+    }
+}
+
+/// What the machine is told of a failure.
+pub(crate) fn storage_error(error: &io::Error) -> StorageError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StorageError::NoSpace,
+        io::ErrorKind::ReadOnlyFilesystem => StorageError::ReadOnly,
+        _ => StorageError::Failed,
+    }
+}

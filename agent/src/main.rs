@@ -1,0 +1,110 @@
+//! The `fleetwave-agent` command.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use fleetwave_agent::{Config, Ended};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "fleetwave-agent",
+    version,
+    about = "Takes updates from a hub",
+    after_help = "\
+Exit codes:
+  0  the agent was told to end, or (--once) nothing is left to do
+  3  --once: the desired release was given up
+  2  wrong usage, or a wrong configuration
+  1  anything else
+
+RUST_LOG sets what is logged, e.g. RUST_LOG=fleetwave_agent=debug."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run until Ctrl-C or SIGTERM
+    Run {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// End when the hub wants nothing more
+        #[arg(long)]
+        once: bool,
+    },
+    /// Check a configuration
+    CheckConfig {
+        /// The configuration
+        file: PathBuf,
+    },
+    /// Say what is installed, what is in flight, and how the last update ended
+    Status {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the version
+    Version,
+}
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+const GIVEN_UP: u8 = 3;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
+    match act(Arguments::parse().command) {
+        Ok(code) => code,
+        Err((code, error)) => {
+            eprintln!("fleetwave-agent: {error}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Failure = (u8, Box<dyn std::error::Error>);
+
+fn act(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run { config, once } => {
+            let config = load(&config)?;
+            Ok(match fleetwave_agent::run(&config, once).map_err(|error| (FAILURE, error.into()))? {
+                Ended::Stopped => ExitCode::SUCCESS,
+                Ended::Settled { running } => {
+                    println!("{running} runs, and the hub wants nothing more");
+                    ExitCode::SUCCESS
+                }
+                Ended::GivenUp { release, code } => {
+                    println!("{release} was given up: {}", code.name());
+                    ExitCode::from(GIVEN_UP)
+                }
+            })
+        }
+        Command::CheckConfig { file } => {
+            load(&file)?;
+            println!("{}: fine", file.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Status { config } => {
+            let config = load(&config)?;
+            print!("{}", fleetwave_agent::status(&config).map_err(|error| (FAILURE, error.into()))?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            println!("fleetwave-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Config, Failure> {
+    Config::load(path).map_err(|error| (USAGE, error.into()))
+}

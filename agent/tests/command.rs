@@ -1,0 +1,62 @@
+//! What the command line says to people.
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use support::{BINARY, World, agent, runs};
+
+/// What `check-config` says to a file in which `from` was replaced by `to`.
+fn complaint(world: &World, from: &str, to: &str) -> String {
+    let good = fs::read_to_string(world.config()).expect("a configuration");
+    assert!(good.contains(from), "{from}");
+    let file = world.dir.path().join("bad.toml");
+    fs::write(&file, good.replace(from, to)).expect("written");
+    let output = agent(&["check-config"], &file);
+    assert_eq!(output.status.code(), Some(2), "{to}");
+    String::from_utf8(output.stderr).expect("text")
+}
+
+#[test]
+fn a_mistake_in_the_configuration_is_told_with_its_place() {
+    let world = World::new(None, &[]);
+    assert!(agent(&["check-config"], &world.config()).status.success());
+    for (from, to, says) in [
+        ("splay_seconds", "splay_secs", "bad.toml:13:1: unknown field `splay_secs`"),
+        ("HostName=127.0.0.1", "HostName=hub.example", "no TLS yet"),
+        ("seq = 1", "seq = -1", "bad.toml:6:7:"),
+        ("threshold = 1", "threshold = 2", "threshold is 2, with 1 keys"),
+        ("k1 = \"", "k1 = \"x", "not a base64 Ed25519 public key"),
+        ("state = ", "other = ", "unknown field `other`"),
+    ] {
+        let complaint = complaint(&world, from, to);
+        assert!(complaint.contains(says), "{to}: {complaint}");
+        assert!(!complaint.contains("SharedAccessKey="), "{complaint}");
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_is_named() {
+    let world = World::new(None, &[]);
+    let output = agent(&["check-config"], &world.dir.path().join("nowhere.toml"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.toml"), "{output:?}");
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let output = Command::new(BINARY).arg("version").output().expect("the agent runs");
+    assert_eq!(output.stdout, format!("fleetwave-agent {}\n", env!("CARGO_PKG_VERSION")).into_bytes());
+}
+
+#[test]
+fn two_agents_do_not_share_a_state_directory() {
+    let world = World::new(None, &[]);
+    assert!(world.status().contains("no agent has run"), "{}", world.status());
+    let _first = world.start();
+    world.reports_until(runs("fw-1"));
+    assert_eq!(world.run_once().code(), Some(1));
+    assert!(world.log().contains("in use by another agent"), "{}", world.log());
+    assert!(world.status().contains("committed  fw-1 (seq 1) in slot-a"), "{}", world.status());
+}

@@ -1,0 +1,234 @@
+//! A hub, a blob store and a state directory of a test's own, and the real agent as a process between them.
+
+#![allow(dead_code, reason = "each test crate uses its part")]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::SigningKey;
+use fleetwave_agent_core::grant::{Answer, METHOD, Outcome, PROPERTIES, Request};
+use fleetwave_agent_core::sign;
+use fleetwave_hub::blob::{BlobControl, BlobServer, Content};
+use fleetwave_hub::{Clock, Hooks, HubServer, NewDevice, Replies, Reply, Telemetry};
+use fleetwave_hub_core::{Configuration, ConfigurationSpec};
+use fleetwave_protocol::{Now, WallTime};
+use serde_json::{Value, json};
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_fleetwave-agent");
+pub(crate) const DEVICE: &str = "dev-1";
+/// Long enough for a loaded machine; nothing waits so long unless it fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits for something that another process does.
+pub(crate) fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let give_up = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < give_up, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Grants whatever is asked for, and passes reports on.
+struct Cloud {
+    blobs: BlobControl,
+    reports: Sender<Value>,
+}
+
+impl Hooks for Cloud {
+    fn telemetry(&mut self, now: Now, message: Telemetry<'_>, replies: &mut Replies) {
+        assert_eq!(message.properties, PROPERTIES);
+        let request: Request = serde_json::from_slice(message.body).expect("a grant request");
+        let expires = WallTime::from_unix_millis(now.wall.as_unix_millis() + 3_600_000);
+        let url = self.blobs.sign_url(&request.id, expires);
+        let outcome = Outcome::Granted { url, expires: expires.as_unix_secs() };
+        let answer = Answer { id: request.id, seq: request.seq, outcome };
+        let payload = serde_json::to_vec(&answer).expect("an answer is JSON").into();
+        replies.send(Reply::Method { name: METHOD.to_owned(), payload, timeout: PATIENCE });
+    }
+
+    fn reported(&mut self, _now: Now, _device: &str, _version: u64, patch: &[u8]) {
+        let patch: Value = serde_json::from_slice(patch).expect("a report is JSON");
+        // The test may have ended.
+        let _ = self.reports.send(patch["firmware"].clone());
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) blobs: BlobServer,
+    pub(crate) reports: Receiver<Value>,
+    hub: HubServer,
+    key: SigningKey,
+}
+
+impl World {
+    /// `bandwidth`: bytes a second of the blob store.
+    pub(crate) fn new(bandwidth: Option<u64>, health: &[&str]) -> Self {
+        let clock = Clock::new();
+        let blobs = BlobServer::builder().clock(clock.clone());
+        let blobs = match bandwidth {
+            Some(rate) => blobs.bandwidth(rate),
+            None => blobs,
+        };
+        let blobs = blobs.start().expect("the blob store starts");
+        let (sender, reports) = mpsc::channel();
+        let control = blobs.control();
+        let hub = HubServer::builder()
+            .clock(clock)
+            .tcp(([127, 0, 0, 1], 0).into())
+            .hooks(move |_| Box::new(Cloud { blobs: control.clone(), reports: sender.clone() }))
+            .start()
+            .expect("the hub starts");
+        hub.control().create_devices([NewDevice::new(DEVICE)]).expect("a device");
+        let dir = tempfile::tempdir().expect("a directory");
+        let world = Self { dir, blobs, reports, hub, key: SigningKey::from_bytes(&[7; 32]) };
+        fs::write(world.config(), world.toml(health)).expect("the configuration is written");
+        world
+    }
+
+    fn toml(&self, health: &[&str]) -> String {
+        let address = self.hub.address().expect("the hub listens");
+        let key = self.hub.control().device_key(DEVICE).to_base64();
+        let public = STANDARD.encode(self.key.verifying_key().to_bytes());
+        let state = self.state().display().to_string();
+        format!(
+            "state = {state:?}\n\
+             [hub]\nconnection_string = \"HostName={address};DeviceId={DEVICE};SharedAccessKey={key}\"\n\
+             [installed]\nid = \"fw-1\"\nseq = 1\n\
+             [trust]\nthreshold = 1\nkeys = {{ k1 = \"{public}\" }}\n\
+             [health]\ncommand = {health:?}\n\
+             [limits]\nsplay_seconds = 0\nretry_seconds = 1\nreconnect_seconds = 1\n"
+        )
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.path().join("agent.toml")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub(crate) fn download(&self) -> u64 {
+        fs::metadata(self.state().join("download.partial")).map_or(0, |file| file.len())
+    }
+
+    pub(crate) fn journal(&self) -> Vec<u8> {
+        fs::read(self.state().join("journal")).expect("there is a journal")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).expect("the agent writes a log")
+    }
+
+    /// Signs a release whose payload should be `signed`, stores `served` for it, and configures all devices.
+    pub(crate) fn release(&self, id: &str, seq: u64, signed: &Content, served: Content) {
+        let digest = signed.sha256();
+        let digest: [u8; 32] = std::array::from_fn(|byte| {
+            u8::from_str_radix(&digest[2 * byte..2 * byte + 2], 16).expect("hexadecimal")
+        });
+        self.blobs.control().put(id, served).expect("a blob");
+        let reference = sign(id, seq, signed.size(), &digest, false, &[("k1", &self.key)]);
+        let content = json!({"properties.desired.firmware": reference}).to_string();
+        let configuration = Configuration::new(&ConfigurationSpec {
+            id,
+            priority: u32::try_from(seq).expect("small"),
+            target_condition: "*",
+            device_content: &content,
+            ..ConfigurationSpec::default()
+        });
+        self.hub.control().put_configuration(configuration.expect("well-formed")).expect("accepted");
+    }
+
+    fn command(&self, once: bool) -> Command {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
+        let mut command = Command::new(BINARY);
+        command.arg("run").arg("--config").arg(self.config()).stderr(Stdio::from(log));
+        if once {
+            command.arg("--once");
+        }
+        command
+    }
+
+    pub(crate) fn start(&self) -> Process {
+        Process(self.command(false).spawn().expect("the agent starts"))
+    }
+
+    /// Runs the agent until nothing is left to do.
+    pub(crate) fn run_once(&self) -> ExitStatus {
+        let mut process =
+            Process(self.command(true).stdout(Stdio::null()).spawn().expect("the agent starts"));
+        let mut status = None;
+        eventually("the agent ends", || {
+            status = process.0.try_wait().expect("a child of ours");
+            status.is_some()
+        });
+        status.expect("just seen")
+    }
+
+    pub(crate) fn status(&self) -> String {
+        let output = agent(&["status", "--config"], &self.config());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// The reports up to the one that `wanted` accepts, as state and code.
+    pub(crate) fn reports_until(&self, wanted: impl Fn(&Value) -> bool) -> Vec<String> {
+        let mut seen = Vec::new();
+        loop {
+            let report = self
+                .reports
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("no such report, but {seen:?}; log:\n{}", self.log()));
+            let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+            seen.push(format!(
+                "{} {} {}",
+                text(&report["running"]["id"]),
+                text(&report["state"]),
+                text(&report["code"])
+            ));
+            if wanted(&report) {
+                return seen;
+            }
+        }
+    }
+}
+
+pub(crate) fn runs(id: &str) -> impl Fn(&Value) -> bool {
+    move |report| report["running"]["id"] == *id
+}
+
+/// Runs one of the agent's other commands.
+pub(crate) fn agent(arguments: &[&str], file: &Path) -> Output {
+    Command::new(BINARY).args(arguments).arg(file).output().expect("the agent runs")
+}
+
+/// A running agent; killed if the test ends before it does.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Process {
+    /// `kill -9`.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().expect("it still runs");
+        self.0.wait().expect("a child of ours");
+    }
+
+    /// `kill -TERM`, and how it ends then.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        let killed = Command::new("kill").arg(self.0.id().to_string()).status().expect("kill runs");
+        assert!(killed.success());
+        self.0.wait().expect("a child of ours")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,148 @@
+//! Whole updates by the real binary, against the local hub over MQTT and the blob endpoint over HTTP.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt as _;
+
+use fleetwave_hub::blob::{Content, Fault, FaultKind};
+use support::{World, eventually, runs};
+
+const SIZE: u64 = 400_000;
+
+fn content(seed: u64) -> Content {
+    Content::Generated { seed, size: SIZE }
+}
+
+fn bytes(content: &Content) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < content.size() {
+        bytes.extend_from_slice(&content.read(bytes.len() as u64, u64::MAX));
+    }
+    bytes
+}
+
+#[test]
+fn a_configuration_brings_the_device_to_the_new_release_and_the_next_one_into_the_other_slot() {
+    let world = World::new(None, &[]);
+    let agent = world.start();
+    assert_eq!(world.reports_until(runs("fw-1")), ["fw-1 idle -"]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert_eq!(world.reports_until(runs("fw-2")), ["fw-1 updating -", "fw-2 idle ok"]);
+    world.release("fw-3", 3, &content(3), content(3));
+    assert_eq!(world.reports_until(runs("fw-3")), ["fw-2 updating -", "fw-3 idle ok"]);
+    assert!(agent.terminate().success(), "SIGTERM is no failure");
+
+    let image = |slot: &str| fs::read(world.state().join(slot).join("image")).expect("an image");
+    assert!(image("slot-b") == bytes(&content(2)) && image("slot-a") == bytes(&content(3)));
+    assert_eq!(world.blobs.control().counters().bytes, 2 * SIZE, "each byte once");
+    let status = world.status();
+    assert!(status.contains("committed  fw-3 (seq 3) in slot-a"), "{status}");
+    assert!(status.contains("last       fw-3 (seq 3): ok"), "{status}");
+}
+
+#[test]
+fn killed_in_mid_download_the_agent_fetches_only_what_is_missing() {
+    let world = World::new(Some(100_000), &[]);
+    world.release("fw-2", 2, &content(2), content(2));
+    let agent = world.start();
+    eventually("a part of the payload is there", || world.download() >= 100_000);
+    agent.kill();
+    let blobs = world.blobs.control();
+    eventually("the store notices", || blobs.counters().in_flight == 0);
+    let (stored, before) = (world.download(), blobs.counters().bytes);
+    assert!(
+        stored < SIZE && world.status().contains(&format!("{stored} of {SIZE} bytes")),
+        "{}",
+        world.status()
+    );
+
+    assert!(world.run_once().success(), "{}", world.log());
+    world.reports_until(runs("fw-2"));
+    assert_eq!(blobs.counters().bytes - before, SIZE - stored);
+}
+
+#[test]
+fn killed_on_trial_the_agent_boots_the_slot_again_and_fetches_nothing() {
+    let marks = tempfile::tempdir().expect("a directory");
+    let first = marks.path().join("first");
+    // The first check kills its agent, the second one is content.
+    let check = "if mkdir \"$0\" 2>/dev/null; then kill -9 $PPID; fi";
+    let world = World::new(None, &["sh", "-c", check, first.to_str().expect("text")]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert_eq!(world.run_once().signal(), Some(9), "{}", world.log());
+    let status = world.status();
+    assert!(status.contains("committed  fw-1") && status.contains("in slot-b, booted 1 times"), "{status}");
+
+    assert!(world.run_once().success(), "{}", world.log());
+    world.reports_until(runs("fw-2"));
+    assert_eq!(world.blobs.control().counters().bytes, SIZE);
+    assert_eq!(String::from_utf8_lossy(&world.journal()).matches("\"booting\"").count(), 2);
+}
+
+#[test]
+fn a_release_that_fails_its_health_check_is_rolled_back_and_not_tried_again() {
+    let world = World::new(None, &["false"]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let reports = world.reports_until(|report| report["code"] == "unhealthy");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-1 failed unhealthy"));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    assert_eq!(world.blobs.control().counters().bytes, SIZE);
+}
+
+#[test]
+fn a_payload_that_is_not_what_was_signed_is_reported_and_never_reaches_a_slot() {
+    let world = World::new(None, &[]);
+    world.release("fw-2", 2, &content(2), content(9));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let reports = world.reports_until(|report| report["state"] == "failed");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-1 failed digest_mismatch"));
+    assert!(!world.state().join("slot-b/image").exists() && world.download() == 0);
+    assert_eq!(world.blobs.control().counters().bytes, 2 * SIZE, "tried twice");
+}
+
+#[test]
+fn a_payload_of_another_size_than_was_signed_is_reported_as_that() {
+    let world = World::new(None, &[]);
+    world.release("fw-2", 2, &content(2), Content::Generated { seed: 2, size: SIZE - 1 });
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let reports = world.reports_until(|report| report["state"] == "failed");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-1 failed size_mismatch"));
+}
+
+#[test]
+fn a_store_that_cuts_answers_short_delays_the_update_and_no_more() {
+    let world = World::new(None, &[]);
+    world.blobs.control().set_faults(&[Fault { kind: FaultKind::Truncated, share: 0.5 }]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert!(world.run_once().success(), "{}", world.log());
+    world.reports_until(runs("fw-2"));
+}
+
+#[test]
+fn a_torn_journal_is_cut_back_to_its_last_record_and_the_update_goes_on() {
+    let world = World::new(Some(100_000), &[]);
+    world.release("fw-2", 2, &content(2), content(2));
+    let agent = world.start();
+    eventually("a part of the payload is there", || world.download() >= 50_000);
+    agent.kill();
+    let sound = world.journal();
+    let torn = [&sound[..], b"0123456789abcdef {\"sta"].concat();
+    fs::write(world.state().join("journal"), torn).expect("the journal is torn");
+    assert!(world.status().contains("22 bytes at its end are torn"), "{}", world.status());
+
+    assert!(world.run_once().success(), "{}", world.log());
+    assert!(world.log().contains("torn or corrupt"), "{}", world.log());
+    assert!(world.journal().starts_with(&sound), "what was sound is kept");
+    world.reports_until(runs("fw-2"));
+
+    // The record of the outcome is lost: the boot loader knows it still, and nothing is fetched again.
+    let journal = world.journal();
+    let file = File::options().write(true).open(world.state().join("journal")).expect("the journal");
+    file.set_len(journal.len() as u64 - 5).expect("cut");
+    let before = world.blobs.control().counters().requests;
+    assert!(world.run_once().success(), "{}", world.log());
+    assert_eq!(world.blobs.control().counters().requests, before);
+    assert_eq!(world.journal(), journal, "the same record again");
+}
