@@ -25,6 +25,7 @@ use fleetwave_protocol::CounterRng;
 use fleetwave_protocol::rng::mix;
 
 use crate::scenario::dist::Dist;
+use crate::scenario::fault::CutMoment;
 use crate::scenario::fleet::Purpose;
 
 pub use violations::{Invariant, Violations};
@@ -37,6 +38,22 @@ pub struct Who {
     pub number: u64,
     /// Its group.
     pub group: usize,
+}
+
+/// The state in which a power cut of that moment finds its device; `None` if it comes whatever the device does.
+#[must_use]
+pub const fn state_of(moment: CutMoment) -> Option<State> {
+    Some(match moment {
+        CutMoment::Random | CutMoment::Now => return None,
+        CutMoment::Deferred => State::Deferred,
+        CutMoment::Granting => State::Granting,
+        CutMoment::Downloading => State::Downloading,
+        CutMoment::Verifying => State::Verifying,
+        CutMoment::Staging => State::Staging,
+        CutMoment::Rebooting => State::Rebooting,
+        CutMoment::Probation => State::Probation,
+        CutMoment::Committing => State::Committing,
+    })
 }
 
 /// What survives a power cut, and which slot runs.

@@ -71,7 +71,10 @@ fn notifications_that_are_lost_leave_devices_missing_and_the_tail_infinite() {
     let record = bench.judged();
     assert_eq!(record.devices.missing, 1, "{:?}", record.notes);
     assert_eq!(record.fan_out_latency.missing, 1);
-    assert_eq!(record.fan_out_latency.corrected.p99_9, None, "a device that was never told is infinitely late");
+    assert_eq!(
+        record.fan_out_latency.corrected.p99_9, None,
+        "a device that was never told is infinitely late"
+    );
     assert!(record.fan_out_latency.corrected.p50.is_some());
 }
 

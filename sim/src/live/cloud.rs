@@ -92,7 +92,10 @@ impl CloudSide {
         };
         let ttl = self.world.scenario().grant.url_ttl.duration();
         let expires = WallTime::from_unix_millis(now.as_unix_millis().saturating_add(ttl.as_millis() as u64));
-        Outcome::Granted { url: self.blobs.sign_url(&blob_name(spec), expires), expires: expires.as_unix_secs() }
+        Outcome::Granted {
+            url: self.blobs.sign_url(&blob_name(spec), expires),
+            expires: expires.as_unix_secs(),
+        }
     }
 }
 
@@ -115,7 +118,9 @@ impl Hooks for CloudSide {
         let grant = &self.world.scenario().grant;
         let latency = grant.latency.sample(&mut CounterRng::of(stream, self.answers));
         let reply = match grant.channel {
-            Channel::Method => Reply::Method { name: METHOD.to_owned(), payload: body, timeout: METHOD_TIMEOUT },
+            Channel::Method => {
+                Reply::Method { name: METHOD.to_owned(), payload: body, timeout: METHOD_TIMEOUT }
+            }
             Channel::C2d => Reply::CloudToDevice { properties: PROPERTIES.to_owned(), body },
         };
         replies.send_after(latency, reply);

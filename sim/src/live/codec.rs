@@ -3,11 +3,9 @@
 use bytes::{BufMut, BytesMut};
 use fleetwave_protocol::profile::{QoS, plain};
 use fleetwave_protocol::{Profile, Up};
-use rumqttc::mqttbytes::v4::{
-    Connect, Disconnect, LastWill, Packet, PingReq, PubAck, Publish, Subscribe,
-};
-use rumqttc::mqttbytes::{self, Error};
 use rumqttc::SubscribeFilter;
+use rumqttc::mqttbytes::v4::{Connect, Disconnect, LastWill, Packet, PingReq, PubAck, Publish, Subscribe};
+use rumqttc::mqttbytes::{self, Error};
 
 /// The largest packet that a device takes: a method call or C2D message with its topic, with room to spare.
 const MAX_PACKET: usize = 512 * 1024;

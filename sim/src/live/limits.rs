@@ -67,10 +67,10 @@ fn check(
 /// Raises the soft limit to the hard one; gives what holds then.
 fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum {
-        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-            tracing::debug!(%error, "the limit of file descriptors stays as it is");
-        }
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::debug!(%error, "the limit of file descriptors stays as it is");
     }
     // Without a limit there is none to come up against.
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
@@ -88,7 +88,10 @@ mod tests {
     fn a_fleet_that_needs_too_many_descriptors_is_told_what_would_do() {
         assert_eq!(text(9_000, Transport::Tcp, &Target::Hub), None);
         let error = text(10_000, Transport::Tcp, &Target::Hub).expect("2 descriptors each are too many");
-        assert!(error.contains("need 20456 file descriptors") && error.contains("--transport memory"), "{error}");
+        assert!(
+            error.contains("need 20456 file descriptors") && error.contains("--transport memory"),
+            "{error}"
+        );
         assert_eq!(text(1_000_000, Transport::Memory, &Target::Hub), None);
     }
 

@@ -1,7 +1,7 @@
 //! How devices show who they are to the embedded hub.
 
-use fleetwave_protocol::sas::{self, Key};
 use fleetwave_protocol::WallTime;
+use fleetwave_protocol::sas::{self, Key};
 
 /// The name by which devices call the hub.
 const HOST: &str = "fleetwave.local";

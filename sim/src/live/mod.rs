@@ -82,9 +82,8 @@ fn play(
     progress.phase("making the fleet");
     let stage = Stage::set(plan, world, tell_stories)?;
     let fleet = stage.world.fleet();
-    let mut timeline = Timeline::new(scenario, |group| {
-        fleet.member_count(group.and_then(|name| fleet.group_named(name)))
-    });
+    let mut timeline =
+        Timeline::new(scenario, |group| fleet.member_count(group.and_then(|name| fleet.group_named(name))));
     let at_once = limits::downloads_at_once(plan);
     let mut play = Play::new(&stage, scenario, at_once);
     let end = play.run(&mut timeline, progress, stop);

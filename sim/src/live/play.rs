@@ -117,11 +117,7 @@ impl<'s> Play<'s> {
         progress.micros.set(self.now().as_micros());
     }
 
-    fn act(
-        &mut self,
-        action: Action<'s>,
-        timeline: &mut Timeline<'s>,
-    ) -> Result<Option<End>, EngineError> {
+    fn act(&mut self, action: Action<'s>, timeline: &mut Timeline<'s>) -> Result<Option<End>, EngineError> {
         match action {
             Action::End(end) => return Ok(Some(end)),
             Action::Connect { from, connect } => {
@@ -164,14 +160,15 @@ impl<'s> Play<'s> {
         let configuration = catalogue.configuration(configure).map_err(|error| failed(what(), error))?;
         let configuration = Arc::into_inner(configuration).expect("nobody else has it yet");
         let aim = Aim { change: id, release: catalogue.given(configure) };
-        let audience = audience::groups(self.scenario, &configure.target)
-            .map_or(Audience::Open, Audience::Groups);
+        let audience =
+            audience::groups(self.scenario, &configure.target).map_or(Audience::Open, Audience::Groups);
         let open = audience == Audience::Open;
-        self.stage
-            .board
-            .write()
-            .expect("nothing panics under this lock")
-            .put(&configure.id, configure.priority, aim, audience);
+        self.stage.board.write().expect("nothing panics under this lock").put(
+            &configure.id,
+            configure.priority,
+            aim,
+            audience,
+        );
         // Devices are notified before this call is answered: what they are to have they know already.
         self.aim();
         let sent = self.stage.clock.now().at;
@@ -210,13 +207,16 @@ impl<'s> Play<'s> {
     /// Tells the shards what their devices are to have.
     fn aim(&self) {
         let board = self.stage.board.read().expect("nothing panics under this lock");
-        let groups = (0..self.stage.world.fleet().groups().len()).map(|group| board.of_group(group)).collect();
+        let groups =
+            (0..self.stage.world.fleet().groups().len()).map(|group| board.of_group(group)).collect();
         self.stage.tell(&Order::Aims { groups, open: board.open().collect() });
     }
 
     fn fault(&mut self, at: Instant, fault: &Fault) -> Result<(), EngineError> {
-        let step = self.step_of(|action| matches!(action, step::Action::Fault(it) if std::ptr::eq(it, fault)));
-        let victims = fault.scope().map(|Scope { share, group }| Victims { step, group: self.group(group), share });
+        let step =
+            self.step_of(|action| matches!(action, step::Action::Fault(it) if std::ptr::eq(it, fault)));
+        let victims =
+            fault.scope().map(|Scope { share, group }| Victims { step, group: self.group(group), share });
         let until = |lasts: Option<Span>| lasts.map_or(Instant::NEVER, |lasts| at + lasts.duration());
         match (fault, victims) {
             (Fault::HubRestart(restart), _) => {
@@ -224,10 +224,7 @@ impl<'s> Play<'s> {
                 if self.stage.behind_broker() {
                     self.stage.tell(&Order::Unreachable { until: at + down_for });
                 }
-                self.stage
-                    .control
-                    .restart(down_for)
-                    .map_err(|error| failed("restarting the hub", error))?;
+                self.stage.control.restart(down_for).map_err(|error| failed("restarting the hub", error))?;
                 self.rest();
             }
             (Fault::LinkDown(down), Some(victims)) => {

@@ -141,9 +141,9 @@ impl Stage {
         let mut transports: Vec<Box<dyn Transport>> = Vec::new();
         for _ in 0..shards {
             transports.push(match &hub {
-                Hub::Embedded(server) if plan.transport == TransportName::Memory => {
-                    Box::new(Memory::new(&server.memory()).map_err(|error| failed("starting a shard", error))?)
-                }
+                Hub::Embedded(server) if plan.transport == TransportName::Memory => Box::new(
+                    Memory::new(&server.memory()).map_err(|error| failed("starting a shard", error))?,
+                ),
                 _ => Box::new(Tcp::new(reach).map_err(|error| failed("starting a shard", error))?),
             });
         }

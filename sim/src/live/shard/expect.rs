@@ -85,7 +85,9 @@ impl Shard {
             self.aim(index, Some(aim));
         }
         let slot = &mut self.slots[index as usize];
-        let Some(change) = slot.aim.filter(|aim| aim.release == release).map(|aim| aim.change) else { return };
+        let Some(change) = slot.aim.filter(|aim| aim.release == release).map(|aim| aim.change) else {
+            return;
+        };
         if !slot.has(flag::NOTIFIED) {
             slot.set(flag::NOTIFIED);
             self.tally.notified.add(1);

@@ -122,7 +122,9 @@ impl Shard {
                 self.name(index);
                 self.writer.up(&self.id, &answer);
             }
-            Down::CloudToDevice { properties, body } if properties.split('&').any(|p| p == grant::PROPERTIES) => {
+            Down::CloudToDevice { properties, body }
+                if properties.split('&').any(|p| p == grant::PROPERTIES) =>
+            {
                 self.granted(index, None, body);
             }
             Down::CloudToDevice { .. } => {}

@@ -39,8 +39,8 @@ use super::transport::{Kind, Received, Transport};
 use super::wheel::{Entry, Wheel};
 use crate::device::{Device, Violations, Who, World};
 use crate::measure::{Change, ChangeId, Meter};
-use crate::scenario::fault::CutMoment;
 use crate::scenario::dist::Dist;
+use crate::scenario::fault::CutMoment;
 use crate::scenario::quantity::Percent;
 use crate::scenario::step::Arrival;
 
@@ -227,11 +227,11 @@ impl Shard {
             let meter = &mut self.meter;
             self.beat.strike(now, |late| meter.lag(late));
             let pause = self.pause();
-            if let Err(error) = self.transport.wait(pause) {
-                if error.kind() != std::io::ErrorKind::Interrupted {
-                    tracing::error!(%error, "a shard cannot wait for its connections");
-                    break;
-                }
+            if let Err(error) = self.transport.wait(pause)
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "a shard cannot wait for its connections");
+                break;
             }
             while self.transport.receive(&mut received) {
                 self.deliver(&received);
@@ -300,7 +300,8 @@ impl Shard {
             if let Kind::Bytes(length) = frame.kind {
                 (bytes, rest) = rest.split_at(length);
             }
-            if self.slots[frame.device as usize].line != frame.line || self.is_cut_off(frame.device, frame.kind, bytes)
+            if self.slots[frame.device as usize].line != frame.line
+                || self.is_cut_off(frame.device, frame.kind, bytes)
             {
                 continue;
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::slot::{Work, flag};
 use super::trouble::{Cut, Rare};
 use super::{Shard, Victims};
+use crate::device::state_of;
 use crate::live::transport::Line;
 use crate::scenario::dist::Dist;
 use crate::scenario::fault::CutMoment;
@@ -148,18 +149,4 @@ impl Shard {
         self.slots[index as usize].set(flag::RARE);
         self.rare.entry(index).or_default()
     }
-}
-
-fn state_of(moment: CutMoment) -> Option<State> {
-    Some(match moment {
-        CutMoment::Random | CutMoment::Now => return None,
-        CutMoment::Deferred => State::Deferred,
-        CutMoment::Granting => State::Granting,
-        CutMoment::Downloading => State::Downloading,
-        CutMoment::Verifying => State::Verifying,
-        CutMoment::Staging => State::Staging,
-        CutMoment::Rebooting => State::Rebooting,
-        CutMoment::Probation => State::Probation,
-        CutMoment::Committing => State::Committing,
-    })
 }

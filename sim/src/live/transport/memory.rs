@@ -9,9 +9,6 @@ use mio::{Events, Poll, Token, Waker};
 
 use super::{Line, Numbers, Received, Transport};
 
-/// Bytes that the hub may leave unread before the shard lets it catch up: what a socket's buffers would do.
-const MAX_UNREAD: usize = 8 << 20;
-
 pub(in super::super) struct Memory {
     poll: Poll,
     events: Events,
@@ -60,8 +57,6 @@ impl Transport for Memory {
     }
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        // The hub wakes the port when it has written; it has read before that.
-        let timeout = if self.port.unread() > MAX_UNREAD { timeout.max(Duration::from_millis(1)) } else { timeout };
         self.poll.poll(&mut self.events, Some(timeout))
     }
 

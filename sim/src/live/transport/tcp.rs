@@ -31,6 +31,8 @@ pub(in super::super) struct Tcp {
     unsent: FxHashMap<u32, BytesMut>,
     /// Numbers of connections that have something to read.
     ready: Vec<u32>,
+    /// Numbers of connections that take bytes again.
+    writable: Vec<u32>,
     buffer: Box<[u8]>,
     /// Connections that were ever made: which source address is next.
     made: u32,
@@ -53,6 +55,7 @@ impl Tcp {
             numbers: Numbers::default(),
             unsent: FxHashMap::default(),
             ready: Vec::new(),
+            writable: Vec::new(),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
             made: 0,
             spread: false,
@@ -63,7 +66,9 @@ impl Tcp {
         self.made = self.made.wrapping_add(1);
         let source = self.spread.then(|| loopback_source(self.made / PORTS_AN_ADDRESS));
         match connect(self.address, source) {
-            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && self.address.ip().is_loopback() => {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable && self.address.ip().is_loopback() =>
+            {
                 self.spread = self.address.is_ipv4();
                 connect(self.address, self.spread.then(|| loopback_source(self.made / PORTS_AN_ADDRESS + 1)))
             }
@@ -182,13 +187,13 @@ impl Transport for Tcp {
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         let timeout = if self.ready.is_empty() { timeout } else { Duration::ZERO };
         self.poll.poll(&mut self.events, Some(timeout))?;
-        let mut writable = Vec::new();
+        let mut writable = std::mem::take(&mut self.writable);
         for event in &self.events {
             if event.token() == WAKER {
                 continue;
             }
             let number = event.token().0 as u32;
-            if event.is_writable() {
+            if event.is_writable() && !self.unsent.is_empty() {
                 writable.push(number);
             }
             if event.is_readable() {
@@ -199,11 +204,10 @@ impl Transport for Tcp {
                 self.ready.push(number);
             }
         }
-        if !self.unsent.is_empty() {
-            for number in writable {
-                self.write(number);
-            }
+        for number in writable.drain(..) {
+            self.write(number);
         }
+        self.writable = writable;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use super::super::blob::whole;
 use super::super::env::{Cuts, Victims};
 use super::super::event::Kind;
 use super::{Env, Event, NEVER, Shard, Worker, flag};
-use crate::scenario::fault::CutMoment;
+use crate::device::state_of;
 
 impl Shard {
     /// The agent starts, from what survived.
@@ -145,18 +145,4 @@ impl Shard {
             }
         }
     }
-}
-
-fn state_of(moment: CutMoment) -> Option<State> {
-    Some(match moment {
-        CutMoment::Random | CutMoment::Now => return None,
-        CutMoment::Deferred => State::Deferred,
-        CutMoment::Granting => State::Granting,
-        CutMoment::Downloading => State::Downloading,
-        CutMoment::Verifying => State::Verifying,
-        CutMoment::Staging => State::Staging,
-        CutMoment::Rebooting => State::Rebooting,
-        CutMoment::Probation => State::Probation,
-        CutMoment::Committing => State::Committing,
-    })
 }
