@@ -109,8 +109,6 @@ pub(super) struct Parts {
 
 /// Memories of what texts mean hold at most so many.
 const MOST_MEANINGS: usize = 256;
-/// Timers that are handled before the shard looks at its connections again.
-const TIMERS_A_TURN: usize = 2048;
 
 /// One device shard.
 pub(super) struct Shard {
@@ -217,6 +215,7 @@ impl Shard {
     /// Runs until it is told to finish.
     pub(super) fn run(mut self) -> Remains {
         let mut received = Received::default();
+        let mut more = false;
         while self.obey() {
             self.listen();
             self.collect();
@@ -226,14 +225,16 @@ impl Shard {
             let now = self.clock.now().at;
             let meter = &mut self.meter;
             self.beat.strike(now, |late| meter.lag(late));
-            let pause = self.pause();
+            let pause = if more { Duration::ZERO } else { self.pause() };
             if let Err(error) = self.transport.wait(pause)
                 && error.kind() != std::io::ErrorKind::Interrupted
             {
                 tracing::error!(%error, "a shard cannot wait for its connections");
                 break;
             }
-            while self.transport.receive(&mut received) {
+            more = true;
+            while more && !self.is_beat_due() {
+                more = self.transport.receive(&mut received);
                 self.deliver(&received);
                 received.clear();
             }
@@ -244,6 +245,11 @@ impl Shard {
             histories: self.slots.iter().map(|slot| slot.hardware.history()).collect(),
             stories: self.stories,
         }
+    }
+
+    /// Whether the shard has been at one thing long enough.
+    fn is_beat_due(&self) -> bool {
+        self.beat.next() <= self.clock.now().at
     }
 
     /// How long nothing is to be done.
@@ -320,27 +326,31 @@ impl Shard {
         self.wheel.take(now, &mut taken);
         taken.sort_unstable_by_key(|entry| entry.due);
         self.due.extend(taken);
-        for _ in 0..TIMERS_A_TURN {
-            let Some(Entry { due, device }) = self.due.pop_front() else { break };
+        while let Some(Entry { due, device }) = self.due.pop_front() {
             let slot = &mut self.slots[device as usize];
             // Turns that were asked for and are no longer wanted pass.
             if slot.turn != due {
                 continue;
             }
             slot.turn = Instant::NEVER;
-            let late = self.clock.now().at.since(due);
-            self.take_turn(device, due, late);
+            self.take_turn(device, due);
+            if self.is_beat_due() {
+                break;
+            }
         }
     }
 
-    fn take_turn(&mut self, index: u32, due: Instant, late: Duration) {
-        let slot = &self.slots[index as usize];
-        let wanted = slot.due().min(self.rare_due(index)) <= due;
-        if wanted {
-            self.meter.lag(late);
-            self.meter.events(1);
-        }
+    fn take_turn(&mut self, index: u32, due: Instant) {
         let now = self.clock.now().at;
+        let slot = &self.slots[index as usize];
+        if slot.due().min(self.rare_due(index)) <= due {
+            self.meter.events(1);
+            // Nobody switches a storm of devices on in one instant. That some come later is in their connect
+            // latency, which counts from when they were meant to.
+            if slot.work != Work::Boot || slot.has(flag::KNOWN) {
+                self.meter.lag(now.since(due));
+            }
+        }
         self.rare_turn(index, now);
         if self.slots[index as usize].done <= now {
             self.work_done(index);
