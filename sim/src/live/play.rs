@@ -36,7 +36,7 @@ pub(super) struct Play<'s> {
     /// Downloads at once: what a slow store shares its bandwidth between.
     at_once: u64,
     pub(super) meter: Meter,
-    /// Configurations in force whose audience only devices show, and how many the hub said that they are for.
+    /// Configurations whose audience only devices show, and how many the hub said that they are for.
     open: Vec<(String, u64)>,
     /// What is wrong with the blob store, and until when.
     blob_faults: Vec<(Instant, BlobFault)>,
@@ -190,7 +190,6 @@ impl<'s> Play<'s> {
 
     fn cancel(&mut self, configuration: &str) {
         self.stage.board.write().expect("nothing panics under this lock").remove(configuration);
-        self.open.retain(|(open, _)| open != configuration);
         self.aim();
         // One that was cancelled before is gone already.
         if let Err(error) = self.stage.control.delete_configuration(configuration) {

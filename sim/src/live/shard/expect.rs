@@ -30,34 +30,43 @@ impl Shard {
         self.open_aims = open;
         for index in 0..self.slots.len() as u32 {
             let slot = &self.slots[index as usize];
-            let (old, new) = (slot.aim, groups[usize::from(slot.group)]);
-            let same = match (old, new) {
-                (None, None) => true,
-                (Some(old), Some(new)) => old.release == new.release,
+            let old = slot.aim.filter(|_| slot.has(flag::WANTED));
+            match (old, groups[usize::from(slot.group)]) {
+                (None, None) => {}
+                (Some(old), Some(new)) if old.release == new.release => {}
                 // A device that has shown what it is to have keeps that until something else is said.
-                (Some(old), None) => self.open_aims.contains(&old),
-                (None, Some(_)) => false,
-            };
-            if !same {
-                self.aim(index, new);
-                if let Some(aim) = new {
-                    self.meter.targeted(aim.change, 1);
+                (Some(old), None) if self.open_aims.contains(&old) => {}
+                (Some(old), None) => self.withdraw(index, old),
+                (_, Some(new)) => {
+                    self.aim(index, new);
+                    self.tally.targeted.add(1);
+                    self.meter.targeted(new.change, 1);
                     let slot = &self.slots[index as usize];
                     // It may have what it is to have already, and have said so.
-                    if slot.has(flag::KNOWN) && self.releases.same(slot.agent.committed(), aim.release) {
+                    if slot.has(flag::KNOWN) && self.releases.same(slot.agent.committed(), new.release) {
                         let at = self.clock.now().at;
-                        self.converged(index, aim, at);
+                        self.converged(index, new, at);
                     }
                 }
             }
         }
     }
 
-    /// The device is to have something else.
-    fn aim(&mut self, index: u32, aim: Option<Aim>) {
+    /// Nobody waits any more for the device to have what it was given. It stays one of those that were given it.
+    fn withdraw(&mut self, index: u32, aim: Aim) {
         let slot = &mut self.slots[index as usize];
-        if let Some(old) = slot.aim {
-            self.tally.targeted.sub(1);
+        slot.clear(flag::WANTED);
+        if !slot.has(flag::CONVERGED | flag::WITHDRAWN) {
+            slot.set(flag::WITHDRAWN);
+            self.meter.withdrawn(aim.change, slot.has(flag::NOTIFIED));
+        }
+    }
+
+    /// The device is given something, in the place of what it was given before.
+    fn aim(&mut self, index: u32, aim: Aim) {
+        if let Some(old) = self.slots[index as usize].aim {
+            self.withdraw(index, old);
+            let slot = &self.slots[index as usize];
             for (flag, gauge) in [
                 (flag::NOTIFIED, &self.tally.notified),
                 (flag::CONVERGED, &self.tally.converged),
@@ -66,29 +75,33 @@ impl Shard {
             ] {
                 gauge.sub(u64::from(slot.has(flag)));
             }
-            if !slot.has(flag::CONVERGED) {
-                self.meter.withdrawn(old.change, slot.has(flag::NOTIFIED));
-            }
+            self.tally.targeted.sub(u64::from(!slot.has(flag::SHOWN)));
         }
-        slot.clear(flag::NOTIFIED | flag::CONVERGED | flag::FAILED | flag::ROLLED_BACK);
-        slot.aim = aim;
-        self.tally.targeted.add(u64::from(aim.is_some()));
+        let slot = &mut self.slots[index as usize];
+        let told = flag::NOTIFIED | flag::CONVERGED | flag::FAILED | flag::ROLLED_BACK;
+        slot.clear(told | flag::WITHDRAWN | flag::SHOWN);
+        slot.set(flag::WANTED);
+        slot.aim = Some(aim);
     }
 
     /// Counts the device as notified once its agent knows what it is to have.
     pub(super) fn notice(&mut self, index: u32) {
         let at = self.clock.now().at;
         let Desired::Release(release) = self.slots[index as usize].agent.desired() else { return };
-        if self.slots[index as usize].aim.is_none_or(|aim| aim.release != release)
+        let slot = &self.slots[index as usize];
+        let known = slot.aim.filter(|_| slot.has(flag::WANTED));
+        if known.is_none_or(|aim| aim.release != release)
             && let Some(&aim) = self.open_aims.iter().rev().find(|aim| aim.release == release)
         {
-            self.aim(index, Some(aim));
+            self.aim(index, aim);
+            // The hub has said how many these are.
+            self.slots[index as usize].set(flag::SHOWN);
         }
         let slot = &mut self.slots[index as usize];
         let Some(change) = slot.aim.filter(|aim| aim.release == release).map(|aim| aim.change) else {
             return;
         };
-        if !slot.has(flag::NOTIFIED) {
+        if slot.has(flag::WANTED) && !slot.has(flag::NOTIFIED) {
             slot.set(flag::NOTIFIED);
             self.tally.notified.add(1);
             self.count(change, at, Step::Notified);
@@ -128,7 +141,9 @@ impl Shard {
         slot.clear(flag::FAILED | flag::ROLLED_BACK);
         slot.set(flag::CONVERGED);
         self.tally.converged.add(1);
-        self.count(aim.change, at, Step::Converged);
+        if !slot.has(flag::WITHDRAWN) {
+            self.count(aim.change, at, Step::Converged);
+        }
     }
 
     /// A change was accepted then: what happened under it counts from there.

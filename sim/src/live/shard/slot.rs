@@ -44,6 +44,12 @@ pub(super) mod flag {
     pub(in super::super) const RARE: u16 = 1 << 10;
     /// A ping has not been answered.
     pub(in super::super) const PINGED: u16 = 1 << 11;
+    /// What it was given last is still what it is to have.
+    pub(in super::super) const WANTED: u16 = 1 << 12;
+    /// Nobody waits for it to have that any more, and it had not by then.
+    pub(in super::super) const WITHDRAWN: u16 = 1 << 13;
+    /// It has shown by itself what it is to have, and is counted by the hub.
+    pub(in super::super) const SHOWN: u16 = 1 << 14;
 }
 
 /// One device.
@@ -66,6 +72,7 @@ pub(super) struct Slot {
     pub(super) started: Instant,
     /// When it first asked for the grant that it waits for.
     pub(super) asked: Instant,
+    /// What it was given last.
     pub(super) aim: Option<Aim>,
     /// Grows when what is under way is given up.
     pub(super) generation: u32,
