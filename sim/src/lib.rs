@@ -12,4 +12,4 @@ pub mod rollout;
 pub mod run;
 pub mod scenario;
 pub mod timeline;
-mod virtual_engine;
+pub mod virtual_engine;

@@ -69,6 +69,8 @@ pub struct Agent {
     mismatches: u8,
     /// Reports since the last success.
     report_tries: u8,
+    /// Nothing has come yet over the subscriptions, which may not be in force.
+    unheard: bool,
     /// Where observers were last told that the update stands.
     shown: State,
 }
@@ -109,6 +111,7 @@ impl Agent {
             tries: 0,
             mismatches: 0,
             report_tries: 0,
+            unheard: false,
             shown: State::Idle,
         }
     }

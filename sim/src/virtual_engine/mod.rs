@@ -1,7 +1,7 @@
 //! The virtual engine: a fleet in virtual time, deterministic from its seed, on any number of threads.
 //!
-//! * [`wheel`]: what each shard's devices wait for. [`shard`]: some thousands of devices and their part of the hub.
-//! * [`blob`]: the store that all downloads share. [`gate`]: the hub's throttles.
+//! * `wheel`: what each shard's devices wait for. `shard`: some thousands of devices and their part of the hub.
+//! * `blob`: the store that all downloads share. `gate`: the hub's throttles.
 //! * This file: windows, one after the other. In each, shards run in parallel; between them, sequentially and in
 //!   a fixed order, the timeline acts, throttles admit and the store sends.
 //!
@@ -46,16 +46,15 @@ const SHOWN_EVERY: u64 = 64;
 ///
 /// # Errors
 /// [`EngineError`] if the fleet can't be made.
-pub(crate) fn run(
-    plan: &RunPlan,
-    progress: &Progress,
-    stop: &AtomicBool,
-) -> Result<EngineOutcome, EngineError> {
+pub fn run(plan: &RunPlan, progress: &Progress, stop: &AtomicBool) -> Result<EngineOutcome, EngineError> {
     run_with_histories(plan, progress, stop).map(|(outcome, _)| outcome)
 }
 
-/// The same, and the hash of each device's states.
-pub(crate) fn run_with_histories(
+/// The same, and a hash of the states that each device went through, in the fleet's order.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_histories(
     plan: &RunPlan,
     progress: &Progress,
     stop: &AtomicBool,

@@ -95,7 +95,7 @@ pub(super) struct Virtual {
     fetch_from: u64,
     fetch_asked: u64,
     fetch_arrives: u64,
-    /// The most that was ever received of this payload.
+    /// The most that was ever received of the payload of release `payload`.
     furthest: u64,
     want: Desired,
     /// Its newest connection, and the one that the hub knows (0: none).
@@ -109,6 +109,7 @@ pub(super) struct Virtual {
     flags: u16,
     group: u16,
     change: u16,
+    payload: u16,
     /// Counts pieces of work, so that events of abandoned ones are known.
     work: u8,
     /// Power cuts that it has had, a bit for each that the timeline ordered.
@@ -224,6 +225,7 @@ impl Shard {
                 flags: 0,
                 group: who.group as u16,
                 change: 0,
+                payload: 0,
                 work: 0,
                 cuts: 0,
                 cause: u8::MAX,

@@ -44,7 +44,9 @@ impl Agent {
         }
         // Versions are compared within a connection: a twin that was made anew begins at 1 again.
         self.heard_version = 0;
-        if !session_present {
+        // A session that the hub remembers may lack what was asked for on a connection that broke off too early.
+        if !session_present || self.unheard {
+            self.unheard = true;
             turn.emit(Effect::Subscribe);
         }
         self.read_twin(turn);
@@ -93,6 +95,7 @@ impl Agent {
         }
         self.link = Link::Online;
         self.link_tries = 0;
+        self.unheard = false;
         self.told = reported;
         self.heard_version = version;
         self.desired = desired;
@@ -139,6 +142,7 @@ impl Agent {
             }
             Link::Rereading(_) => self.read_twin(turn),
             Link::Connecting(_) | Link::Reading(_) => {
+                self.unheard |= matches!(self.link, Link::Reading(_));
                 turn.emit(Effect::Disconnect);
                 self.lost(turn);
             }

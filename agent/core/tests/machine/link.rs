@@ -214,6 +214,33 @@ fn subscriptions_that_the_hub_still_knows_are_not_made_again() {
     }
 }
 
+#[test]
+fn subscriptions_on_a_connection_that_broke_off_at_once_are_made_again() {
+    let mut releases = catalogue();
+    let first = releases.preinstalled("fw-1", 1);
+    let policy = Policy::default();
+    let cx = Context { policy: &policy, releases: &releases };
+    let mut agent = booted(1, &cx, first);
+    let mut out = Vec::new();
+    let mut at = Instant::ZERO;
+    let mut turn = |agent: &mut Agent, event| {
+        at = at + policy.reconnect.max;
+        out.clear();
+        agent.handle(&cx, Now { at, ..Now::default() }, event, &mut out);
+        out.contains(&Effect::Subscribe)
+    };
+    // The hub made the session and never heard the SUBSCRIBE.
+    assert!(turn(&mut agent, Event::Connected { session_present: false }));
+    turn(&mut agent, Event::Disconnected);
+    turn(&mut agent, Event::Timer);
+    assert!(turn(&mut agent, Event::Connected { session_present: true }));
+    // An answer came, so the subscriptions are in force.
+    turn(&mut agent, Event::Twin { version: 1, desired: Desired::Nothing, reported: None });
+    turn(&mut agent, Event::Disconnected);
+    turn(&mut agent, Event::Timer);
+    assert!(!turn(&mut agent, Event::Connected { session_present: true }));
+}
+
 fn booted(seed: u64, cx: &Context<'_>, first: fleetwave_agent_core::ReleaseId) -> Agent {
     let mut agent = Agent::new(seed, first);
     let boot = Boot { durable: Durable::new(first), running: first, committed: first, partial: 0 };

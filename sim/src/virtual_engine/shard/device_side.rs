@@ -2,7 +2,7 @@
 
 use fleetwave_agent_core::twin::{Desired, Status};
 use fleetwave_agent_core::{
-    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, ReleaseId, State, VerifyError,
+    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, Record, ReleaseId, State, VerifyError,
 };
 use fleetwave_protocol::time::micros;
 use std::time::Duration;
@@ -253,6 +253,12 @@ impl Shard {
                 self.doom(index, at, micros(span));
             }
             Effect::Persist(record) => {
+                if let Record::Started(release) = record
+                    && device.payload != release.index() as u16
+                {
+                    device.payload = release.index() as u16;
+                    device.furthest = 0;
+                }
                 device.hardware.persist(record);
                 inbox.push(AgentEvent::Persisted(Ok(())));
             }
@@ -393,9 +399,6 @@ impl Shard {
         let size = self.releases[release].size;
         let device = &mut self.devices[usize::from(index)];
         device.hardware.fetch(who, offset, &mut worker.violations);
-        if offset == 0 && device.hardware.stored() == 0 && !device.has(flag::SALVAGE) {
-            device.furthest = if device.has(flag::CORRUPT) { device.furthest } else { 0 };
-        }
         let first_byte = env.span(&env.world().scenario().blob.latency, who.number, &mut device.draws);
         let draw = env.draw_bits(who.number, &mut device.draws);
         let latency = u64::from(device.latency);

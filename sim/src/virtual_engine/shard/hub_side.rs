@@ -139,6 +139,8 @@ impl Shard {
                     let generation = session as u8;
                     self.schedule(Event { at, device: index, kind: Kind::Closed, generation, a: 0, b: 0 });
                 }
+                // Nobody has subscribed to answers.
+                Output::TwinAnswer { deliver: false, .. } | Output::ReportAnswer { deliver: false, .. } => {}
                 Output::TwinAnswer { device, .. } => {
                     let index = device.index() as u16;
                     let bytes = env.sizes().twin(self.request, self.hub.device_twin_len(device));

@@ -1,13 +1,15 @@
-//! What the tests of the live engine share: a small scenario, and a way to run it with changes.
+//! What the tests of both engines share: a small scenario, and a way to run it with changes.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fleetwave::live::{self, LiveRun};
 use fleetwave::measure::EngineOutcome;
 use fleetwave::progress::Progress;
-use fleetwave::run::{EngineError, RunPlan, Target, judge};
+use fleetwave::run::{EngineError, RunPlan, Target, engine, judge};
 use fleetwave::scenario::load_text;
+use fleetwave::virtual_engine;
 use fleetwave_report::record::{Engine, RunRecord, Transport};
 
 /// The whole firmware path in a second or two.
@@ -47,18 +49,48 @@ wait = { until = 'converged >= 100%', timeout = '25s' }
 'devices.missing' = '= 0'
 ";
 
+/// A fleet of virtual time, with times as a real one has them.
+pub(crate) const FLEET: &str = "
+schema = 1
+name = 'fleet'
+[fleet]
+devices = 1000
+[[fleet.group]]
+name = 'all'
+[[release]]
+id = 'fw-2'
+seq = 2
+size = '64KiB'
+[[step]]
+name = 'connect'
+connect = { over = '2s' }
+[[step]]
+wait = { until = 'connected >= 100%', timeout = '5m' }
+[[step]]
+wait = { for = '5s' }
+#rollout
+[[step]]
+configure = { id = 'rollout', release = 'fw-2' }
+[[step]]
+name = 'done'
+wait = { until = 'converged >= 100%', timeout = '20m' }
+";
+
 /// A run to be made.
 pub(crate) struct Bench {
     text: String,
     sets: Vec<String>,
     transport: Transport,
     target: Target,
+    /// Threads of the virtual engine; the live one if there are none.
+    threads: Option<NonZeroUsize>,
 }
 
 impl Bench {
     /// Of this scenario, over TCP against the embedded hub.
     pub(crate) fn of(text: &str) -> Self {
-        Self { text: text.to_owned(), sets: Vec::new(), transport: Transport::Tcp, target: Target::Hub }
+        let (transport, target) = (Transport::Tcp, Target::Hub);
+        Self { text: text.to_owned(), sets: Vec::new(), transport, target, threads: None }
     }
 
     /// Of this scenario, with one more step before the rollout.
@@ -76,6 +108,13 @@ impl Bench {
         self
     }
 
+    /// In virtual time, on so many threads.
+    pub(crate) fn virtually(mut self, threads: usize) -> Self {
+        self.threads = NonZeroUsize::new(threads);
+        self.transport = Transport::Model;
+        self
+    }
+
     /// With a key of the scenario changed, as `--set` does it.
     pub(crate) fn with(mut self, set: &str) -> Self {
         self.sets.push(set.to_owned());
@@ -89,16 +128,17 @@ impl Bench {
             scenario: loaded.scenario,
             sha256: loaded.sha256,
             overrides: self.sets.clone(),
-            engine: Engine::Live,
+            engine: if self.threads.is_some() { Engine::Virtual } else { Engine::Live },
             target: self.target.clone(),
             transport: self.transport,
-            threads: None,
+            threads: self.threads,
             replay: String::new(),
         }
     }
 
     fn try_run(&self) -> Result<EngineOutcome, EngineError> {
-        live::run(&self.plan(), &Progress::default(), &AtomicBool::new(false))
+        let plan = self.plan();
+        engine(plan.engine)(&plan, &Progress::default(), &AtomicBool::new(false))
     }
 
     pub(crate) fn run(&self) -> EngineOutcome {
@@ -115,6 +155,11 @@ impl Bench {
 
     pub(crate) fn run_with_stories(&self) -> LiveRun {
         live::run_with_stories(&self.plan(), &Progress::default(), &AtomicBool::new(false))
+            .unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    pub(crate) fn run_with_histories(&self) -> (EngineOutcome, Vec<u64>) {
+        virtual_engine::run_with_histories(&self.plan(), &Progress::default(), &AtomicBool::new(false))
             .unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 

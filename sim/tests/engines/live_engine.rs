@@ -1,8 +1,6 @@
 //! The live engine on small fleets: it converges on every target, and a planted defect shows in the right figure.
 
-mod live_support;
-
-use live_support::{Bench, QUICK};
+use crate::support::{Bench, QUICK};
 
 use fleetwave::run::Target;
 use fleetwave::timeline::End;
@@ -135,6 +133,28 @@ fn links_that_were_down_pass_again_what_waited() {
     let record = Bench::before_rollout(QUICK, down).over(Transport::Tcp).judged();
     assert_eq!(record.devices.converged, 50, "{:?}", record.notes);
     assert!(record.fan_out_latency.corrected.max >= Some(0.4), "{:?}", record.fan_out_latency);
+}
+
+#[test]
+fn devices_that_failed_before_a_rollout_was_cancelled_still_count_as_failed() {
+    let bench = Bench::of(QUICK)
+        .over(Transport::Memory)
+        .with("release.health_failure='100%'")
+        .with("step.done.wait.abort_if='failed >= 100%'")
+        .with("harness.settle='100ms'");
+    let outcome = bench.run();
+    assert!(matches!(outcome.end, Some(End::Aborted { .. })), "{:?}", outcome.end);
+    let devices = bench.judge(&outcome).devices;
+    assert_eq!((devices.targeted, devices.failed, devices.rolled_back), (50, 50, 50));
+    assert_eq!(outcome.violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_target_that_depends_on_what_devices_report_is_followed() {
+    let target = r#"release = 'fw-2', target = "properties.reported.firmware.running.id = 'fw-1'" }"#;
+    let bench = Bench::of(&QUICK.replace("release = 'fw-2' }", target));
+    let record = bench.over(Transport::Memory).with("step.done.wait.until='notified >= 100%'").judged();
+    assert_eq!((record.devices.targeted, record.devices.notified), (50, 50), "{:?}", record.notes);
 }
 
 #[test]

@@ -1,0 +1,6 @@
+//! Whole runs of both engines on small fleets.
+
+mod conformance;
+mod live_engine;
+mod support;
+mod virtual_engine;
