@@ -1,1 +1,1 @@
-//! Benches of the hot paths, and of whole runs: nothing but the targets in `benches/`.
+//! Benches of the hot paths, and of whole runs: the targets in `benches/`, and the programs in `src/bin/`.
