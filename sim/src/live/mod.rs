@@ -1,7 +1,7 @@
 //! The live engine: real MQTT bytes and real HTTP downloads on this machine, against the embedded hub, an embedded
 //! rumqttd, or any broker.
 //!
-//! One thread runs the timeline ([`play`]), a few run the devices ([`shard`]), one downloads ([`fetch`]); the hub and
+//! One thread runs the timeline (`play`), a few run the devices (`shard`), one downloads (`fetch`); the hub and
 //! the blob endpoint have their own. Devices share nothing but counters. Installation, reboots and health checks take
 //! simulated time; the scenario's link latency, loss and bandwidth are *not* simulated: bytes take as long as this
 //! machine takes.

@@ -5,9 +5,11 @@
 //! * This file: windows, one after the other. In each, shards run in parallel; between them, sequentially and in
 //!   a fixed order, the timeline acts, throttles admit and the store sends.
 //!
-//! Why the result does not depend on threads: within a window of the shortest link latency no device can reach
-//! another, so shards only read what was fixed before it; sums of theirs are exact integers; everything else happens
-//! between windows. The hash of all events is a sum over devices, each device's a chain in its own order.
+//! Why the result does not depend on threads: devices meet only through the blob store and the throttles, and what a
+//! device does within a window can't come back through the store before its end, which is at most four of the
+//! shortest link latency away (one, with throttles). So shards read only what was fixed before the window; sums of
+//! theirs are exact integers; everything else happens between windows. The hash of all events is a sum over devices,
+//! each device's a chain in its own order.
 
 mod blob;
 mod env;

@@ -28,12 +28,12 @@ pub(super) fn stand_in_digest(id: &str) -> [u8; 32] {
 /// answer. What a device does within a window of so many can't come back to it, or to another, in the window.
 const DOWNLOAD: u64 = 4;
 
-/// What a fault that ends is followed by.
+/// Which trouble of the blob store ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mend {
-    BlobStatus,
-    BlobBandwidth,
-    BlobBytes,
+    Refusals,
+    Bandwidth,
+    Corruption,
 }
 
 /// Everything between windows.
@@ -235,15 +235,15 @@ impl<'a> Stage<'a> {
             }
             (Fault::BlobError(error), _) => {
                 self.store.trouble().refuse = Some((error.status.code(), error.share.fraction()));
-                self.mend_at(until(error.lasts), Mend::BlobStatus);
+                self.mend_at(until(error.lasts), Mend::Refusals);
             }
             (Fault::BlobSlow(slow), _) => {
                 self.store.set_bandwidth(slow.bandwidth.bytes_per_second());
-                self.mend_at(until(slow.lasts), Mend::BlobBandwidth);
+                self.mend_at(until(slow.lasts), Mend::Bandwidth);
             }
             (Fault::BlobCorrupt(corrupt), _) => {
                 self.store.trouble().corrupt = corrupt.share.fraction();
-                self.mend_at(until(corrupt.lasts), Mend::BlobBytes);
+                self.mend_at(until(corrupt.lasts), Mend::Corruption);
             }
             // Nothing stands still in virtual time: no clock runs on meanwhile.
             (Fault::HarnessStall(_) | Fault::LateStep(_), _) => {}
@@ -268,9 +268,9 @@ impl<'a> Stage<'a> {
         self.mends.retain(|(at, _)| *at > now);
         for mend in due {
             match mend {
-                Mend::BlobStatus => self.store.trouble().refuse = None,
-                Mend::BlobBytes => self.store.trouble().corrupt = 0.0,
-                Mend::BlobBandwidth => {
+                Mend::Refusals => self.store.trouble().refuse = None,
+                Mend::Corruption => self.store.trouble().corrupt = 0.0,
+                Mend::Bandwidth => {
                     self.store.set_bandwidth(self.scenario.blob.bandwidth.bytes_per_second());
                 }
             }
