@@ -1,7 +1,7 @@
 //! The run itself: the timeline's actions, at their time, on a stage.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -169,7 +169,6 @@ impl<'s> Play<'s> {
             aim,
             audience,
         );
-        // Devices are notified before this call is answered: what they are to have they know already.
         self.aim();
         let sent = self.stage.clock.now().at;
         let accepted =
@@ -203,12 +202,16 @@ impl<'s> Play<'s> {
         self.beat = Beat::new(self.stage.clock.now().at);
     }
 
-    /// Tells the shards what their devices are to have.
+    /// Tells the shards what their devices are to have, and waits until they know: a notification must not come
+    /// before that, and no wait of the timeline may be judged by what was counted before it.
     fn aim(&self) {
         let board = self.stage.board.read().expect("nothing panics under this lock");
         let groups =
             (0..self.stage.world.fleet().groups().len()).map(|group| board.of_group(group)).collect();
-        self.stage.tell(&Order::Aims { groups, open: board.open().collect() });
+        let (taken, all_taken) = mpsc::channel();
+        self.stage.tell(&Order::Aims { groups, open: board.open().collect(), taken });
+        // Ends when every shard has dropped its sender; nothing is ever sent.
+        let _ = all_taken.recv();
     }
 
     fn fault(&mut self, at: Instant, fault: &Fault) -> Result<(), EngineError> {

@@ -13,7 +13,7 @@ mod slot;
 mod trouble;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -57,8 +57,9 @@ pub(super) struct Victims {
 pub(super) enum Order {
     /// Switch devices on.
     Connect { from: Instant, step: usize, group: Option<usize>, arrival: Arrival },
-    /// What the groups' devices are to have from now on, and what others may be asked to have.
-    Aims { groups: Vec<Option<Aim>>, open: Vec<Aim> },
+    /// What the groups' devices are to have from now on, and what others may be asked to have. `taken` is dropped
+    /// when that is known here.
+    Aims { groups: Vec<Option<Aim>>, open: Vec<Aim>, taken: mpsc::Sender<()> },
     /// A change was accepted.
     Accepted { id: ChangeId, change: Change },
     /// The links of the victims are down until then.
@@ -284,7 +285,10 @@ impl Shard {
             match order {
                 Order::Finish => return false,
                 Order::Connect { from, step, group, arrival } => self.switch_on(from, step, group, arrival),
-                Order::Aims { groups, open } => self.take_aim(&groups, open),
+                Order::Aims { groups, open, taken } => {
+                    self.take_aim(&groups, open);
+                    drop(taken);
+                }
                 Order::Accepted { id, change } => self.changed(id, change),
                 Order::Stall(span) => std::thread::sleep(span),
                 Order::LinkDown { victims, until } => self.break_links(&victims, until),
