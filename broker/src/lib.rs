@@ -19,6 +19,7 @@ mod listen;
 pub mod memory;
 mod metrics;
 pub mod plain;
+pub mod policy;
 mod reactor;
 mod server;
 mod session;

@@ -150,6 +150,13 @@ impl<'a> Token<'a> {
         })
     }
 
+    /// Whether this key made the token. It says nothing about what the token is for, and until when.
+    #[must_use]
+    pub fn is_signed_with(&self, key: &Key) -> bool {
+        let signed = [self.signed_resource.as_bytes(), b"\n", self.signed_expiry.as_bytes()];
+        key.verify(&signed, &self.signature)
+    }
+
     /// Checks the token against the resource that is accessed, the time, and the key that should have signed it.
     ///
     /// # Errors
@@ -162,8 +169,7 @@ impl<'a> Token<'a> {
         if !covers {
             return Err(SasError::WrongResource);
         }
-        let signed = [self.signed_resource.as_bytes(), b"\n", self.signed_expiry.as_bytes()];
-        if !key.verify(&signed, &self.signature) {
+        if !self.is_signed_with(key) {
             return Err(SasError::WrongKey);
         }
         if self.expires <= wall {
