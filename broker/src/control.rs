@@ -4,17 +4,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender};
 use fleetwave_hub_core::query::Query;
 use fleetwave_hub_core::throttle::{Admission, Operation, Throttles};
 use fleetwave_hub_core::{C2dMessage, Configuration, Counts, DeviceSpec, Done, HubError, MethodAnswer};
 use fleetwave_protocol::sas::Key;
 use fleetwave_protocol::{Instant, WallTime, sas};
+use tokio::sync::oneshot;
 
 use crate::Assign;
 use crate::clock::Clock;
 use crate::engine;
 use crate::metrics::HubMetrics;
+use crate::view::ShardView;
 
 /// What a direct method gave: the device's answer, or why there is none.
 pub type MethodOutcome = Result<MethodAnswer, Box<HubError>>;
@@ -107,22 +108,29 @@ pub(crate) enum Command {
     ReadTwin { device: String, answer: Answer<Result<Vec<u8>, Box<HubError>>> },
     Restart { until: Instant, answer: Answer<Instant> },
     Metrics { answer: Answer<HubMetrics> },
+    Run(Job),
     Stop,
 }
+
+/// Something to be done on a shard's thread. What it gives back is called once all that it did is durable.
+pub(crate) type Job = Box<dyn FnOnce(&mut ShardView<'_>) -> Release + Send>;
+
+/// Lets an answer go.
+pub(crate) type Release = Box<dyn FnOnce() + Send>;
 
 /// When a shard took a change up, and how it ended.
 pub(crate) type Applied = (Instant, Result<Done, Box<HubError>>);
 
 /// Where an answer goes. Nobody waits any more: that is fine.
-pub(crate) struct Answer<T>(Sender<T>);
+pub(crate) struct Answer<T>(oneshot::Sender<T>);
 
 impl<T> Answer<T> {
     pub(crate) fn send(self, value: T) {
         let _ = self.0.send(value);
     }
 
-    fn pair() -> (Self, Receiver<T>) {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
+    fn pair() -> (Self, oneshot::Receiver<T>) {
+        let (sender, receiver) = oneshot::channel();
         (Self(sender), receiver)
     }
 }
@@ -295,6 +303,109 @@ impl HubControl {
         Ok(metrics.into_iter().fold(HubMetrics::default(), HubMetrics::plus))
     }
 
+    /// Runs `job` on the thread of the shard that has, or would have, the device or module `id`, and waits for
+    /// what it gives. The answer comes once all that the job did is durable. The job holds the shard up: it should
+    /// take microseconds.
+    ///
+    /// # Errors
+    /// If the hub has stopped.
+    pub async fn with_device<T: Send + 'static>(
+        &self,
+        id: &str,
+        job: impl FnOnce(&mut ShardView<'_>) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        self.run(self.shard_of(id), job)?.await.map_err(|_| ControlError::Stopped)
+    }
+
+    /// Runs a job on each shard's thread, on all at once; what they give comes in the order of the shards.
+    ///
+    /// # Errors
+    /// If the hub has stopped.
+    pub async fn with_all<T: Send + 'static>(
+        &self,
+        job: impl Fn(&mut ShardView<'_>) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, ControlError> {
+        let job = Arc::new(job);
+        let mut waiting = Vec::with_capacity(self.shards.len());
+        for shard in 0..self.shards.len() {
+            let job = job.clone();
+            waiting.push(self.run(shard, move |view| job(view))?);
+        }
+        let mut answers = Vec::with_capacity(waiting.len());
+        for answer in waiting {
+            answers.push(answer.await.map_err(|_| ControlError::Stopped)?);
+        }
+        Ok(answers)
+    }
+
+    /// How many shards there are, and a job for one of them: for walks that go from shard to shard.
+    ///
+    /// # Errors
+    /// If the hub has stopped, or has no such shard.
+    pub async fn with_shard<T: Send + 'static>(
+        &self,
+        shard: usize,
+        job: impl FnOnce(&mut ShardView<'_>) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        if shard >= self.shards.len() {
+            return Err(ControlError::Stopped);
+        }
+        self.run(shard, job)?.await.map_err(|_| ControlError::Stopped)
+    }
+
+    /// How many shards the hub has.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Runs `job` like [`HubControl::with_device`], and blocks. Not for async code.
+    ///
+    /// # Errors
+    /// If the hub has stopped.
+    pub fn with_device_blocking<T: Send + 'static>(
+        &self,
+        id: &str,
+        job: impl FnOnce(&mut ShardView<'_>) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        self.run(self.shard_of(id), job)?.blocking_recv().map_err(|_| ControlError::Stopped)
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        shard: usize,
+        job: impl FnOnce(&mut ShardView<'_>) -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, ControlError> {
+        let (answer, answered) = Answer::pair();
+        let job: Job = Box::new(move |view| {
+            let value = job(view);
+            Box::new(move || answer.send(value))
+        });
+        self.send(shard, Command::Run(job))?;
+        Ok(answered)
+    }
+
+    /// Waits until the hub's limits admit an operation.
+    ///
+    /// # Errors
+    /// 429001 if the limit and the queue behind it are used up.
+    pub async fn admitted(&self, operation: Operation, cost: u32) -> Result<(), Box<HubError>> {
+        match self.admission(operation, cost) {
+            Admission::Now => Ok(()),
+            Admission::At(at) => {
+                tokio::time::sleep(at.since(self.clock.now().at)).await;
+                Ok(())
+            }
+            Admission::Reject { retry_after } => Err(Box::new(engine::throttled(retry_after))),
+        }
+    }
+
+    fn admission(&self, operation: Operation, cost: u32) -> Admission {
+        let Some(throttles) = &self.throttles else { return Admission::Now };
+        let now = self.clock.now().at;
+        throttles.lock().expect("nothing panics under this lock").admit(operation, cost, now)
+    }
+
     /// Asks every shard to end; it does not wait.
     pub(crate) fn stop(&self) {
         for shard in self.shards.iter() {
@@ -313,7 +424,7 @@ impl HubControl {
     fn ask<T>(&self, shard: usize, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, ControlError> {
         let (answer, answered) = Answer::pair();
         self.send(shard, command(answer))?;
-        answered.recv().map_err(|_| ControlError::Stopped)
+        answered.blocking_recv().map_err(|_| ControlError::Stopped)
     }
 
     /// Asks all shards at once.
@@ -324,7 +435,10 @@ impl HubControl {
             self.send(shard, command(answer))?;
             waiting.push(answered);
         }
-        waiting.into_iter().map(|answered| answered.recv().map_err(|_| ControlError::Stopped)).collect()
+        waiting
+            .into_iter()
+            .map(|answered| answered.blocking_recv().map_err(|_| ControlError::Stopped))
+            .collect()
     }
 
     fn change(
@@ -340,17 +454,11 @@ impl HubControl {
     /// A change of the whole hub. Shards hold the same configurations, so they agree about refusing one. The
     /// hub's limit of such changes is kept here, once for all shards: the call waits its turn.
     fn change_all(&self, command: impl Fn(Answer<Applied>) -> Command) -> Result<Accepted, ControlError> {
-        if let Some(throttles) = &self.throttles {
-            let now = self.clock.now().at;
-            let mut throttles = throttles.lock().expect("nothing panics under this lock");
-            let admission = throttles.admit(Operation::Configuration, 1, now);
-            drop(throttles);
-            match admission {
-                Admission::Now => {}
-                Admission::At(at) => std::thread::sleep(at.since(now)),
-                Admission::Reject { retry_after } => {
-                    return Err(ControlError::Refused(Box::new(engine::throttled(retry_after))));
-                }
+        match self.admission(Operation::Configuration, 1) {
+            Admission::Now => {}
+            Admission::At(at) => std::thread::sleep(at.since(self.clock.now().at)),
+            Admission::Reject { retry_after } => {
+                return Err(ControlError::Refused(Box::new(engine::throttled(retry_after))));
             }
         }
         let mut at = Instant::NEVER;
@@ -364,7 +472,7 @@ impl HubControl {
 
 /// A direct method that was called.
 #[derive(Debug)]
-pub struct PendingMethod(Receiver<MethodOutcome>);
+pub struct PendingMethod(oneshot::Receiver<MethodOutcome>);
 
 impl PendingMethod {
     /// Waits for the outcome. The hub ends every call by its timeouts.
@@ -372,12 +480,12 @@ impl PendingMethod {
     /// # Errors
     /// If the hub has stopped, or refuses (not connected, no answer in time).
     pub fn wait(self) -> Result<MethodAnswer, ControlError> {
-        Ok(self.0.recv().map_err(|_| ControlError::Stopped)??)
+        Ok(self.0.blocking_recv().map_err(|_| ControlError::Stopped)??)
     }
 
     /// The outcome, if it is there.
     #[must_use]
-    pub fn poll(&self) -> Option<MethodOutcome> {
+    pub fn poll(&mut self) -> Option<MethodOutcome> {
         self.0.try_recv().ok()
     }
 }

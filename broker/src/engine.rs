@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use fleetwave_hub_core::throttle::{Admission, Operation, Throttles};
 use fleetwave_hub_core::{
-    C2dMessage, DesiredPatch, DeviceIx, ErrorCode, Hub, HubError, Input, MethodAnswer, Output, Patch, Topics,
+    C2dMessage, DesiredPatch, DeviceIx, DeviceSpec, Done, ErrorCode, Hub, HubError, Input, MethodAnswer,
+    Output, Patch, Topics,
 };
 use fleetwave_protocol::{Down, Instant, Now, Up};
 use rustc_hash::FxHashMap;
 
 use crate::clock::Clock;
-use crate::control::{Answer, Applied, Command, MethodCall, MethodOutcome};
+use crate::control::{Answer, Command, MethodCall, MethodOutcome, Release};
 use crate::delay::DelayQueue;
+use crate::events::{EventKind, EventSink, HubEvent};
 use crate::hooks::{Hooks, Replies, Reply, Telemetry};
 use crate::metrics::HubMetrics;
 
@@ -63,15 +65,31 @@ enum Delayed {
 enum Caller {
     Operator(Answer<MethodOutcome>),
     Hook(DeviceIx),
+    Job(Box<dyn FnOnce(MethodOutcome) + Send>),
+}
+
+/// Makes durable what a shard did in a turn, before anybody hears of it.
+pub(crate) trait Journal: Send {
+    /// Writes what has changed since the last call, and returns once it is durable.
+    fn commit(&mut self, now: Now, hub: &mut Hub);
 }
 
 /// What an input was about, for the outputs that answer it.
 enum Context<'a> {
     Nothing,
-    Request { rid: &'a str },
-    Report { rid: &'a str, patch: &'a [u8] },
-    Telemetry { properties: &'a str, body: &'a [u8] },
-    Service(Option<Answer<Applied>>),
+    Request {
+        rid: &'a str,
+    },
+    Report {
+        rid: &'a str,
+        patch: &'a [u8],
+    },
+    Telemetry {
+        properties: &'a str,
+        body: &'a [u8],
+    },
+    /// What the back end asked for.
+    Service(&'a mut Option<Result<Done, Box<HubError>>>),
 }
 
 /// One shard of the hub, and what drives it.
@@ -86,21 +104,38 @@ pub(crate) struct Engine {
     next_tag: u64,
     delayed: DelayQueue<Delayed>,
     body: Vec<u8>,
+    /// Who follows what happens.
+    sinks: Arc<[Arc<dyn EventSink>]>,
+    journal: Option<Box<dyn Journal>>,
+    /// Answers that go out once the turn is durable.
+    held: Vec<Release>,
+    /// Numbers the connection events.
+    connection_events: u64,
     pub(crate) metrics: HubMetrics,
 }
 
+/// What an engine is made of.
+pub(crate) struct EngineParts {
+    pub(crate) hub: Hub,
+    pub(crate) clock: Clock,
+    pub(crate) hooks: Box<dyn Hooks>,
+    pub(crate) throttles: Option<Arc<Mutex<Throttles>>>,
+    pub(crate) sinks: Arc<[Arc<dyn EventSink>]>,
+    pub(crate) journal: Option<Box<dyn Journal>>,
+}
+
 impl Engine {
-    pub(crate) fn new(
-        hub: Hub,
-        clock: Clock,
-        hooks: Box<dyn Hooks>,
-        throttles: Option<Arc<Mutex<Throttles>>>,
-    ) -> Self {
+    pub(crate) fn new(parts: EngineParts) -> Self {
+        let EngineParts { hub, clock, hooks, throttles, sinks, journal } = parts;
         Self {
             hub,
             clock,
             hooks,
             throttles,
+            sinks,
+            journal,
+            held: Vec::new(),
+            connection_events: 0,
             outputs: Vec::new(),
             replies: Replies::default(),
             calls: FxHashMap::default(),
@@ -113,6 +148,111 @@ impl Engine {
 
     pub(crate) fn now(&self) -> Now {
         self.clock.now()
+    }
+
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Whether what is sent has to wait for [`Engine::commit`].
+    pub(crate) fn is_durable(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Ends a turn: makes it durable, then lets its answers go.
+    pub(crate) fn commit(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            let now = self.clock.now();
+            journal.commit(now, &mut self.hub);
+        }
+        for release in self.held.drain(..) {
+            release();
+        }
+    }
+
+    fn hold(&mut self, release: Release) {
+        if self.journal.is_some() {
+            self.held.push(release);
+        } else {
+            release();
+        }
+    }
+
+    fn answer<T: Send + 'static>(&mut self, answer: Answer<T>, value: T) {
+        self.hold(Box::new(move || answer.send(value)));
+    }
+
+    /// Runs a job's answer through the turn's end.
+    pub(crate) fn release(&mut self, release: Release) {
+        self.hold(release);
+    }
+
+    fn publish(&self, now: Now, device: DeviceIx, kind: EventKind<'_>) {
+        if self.sinks.is_empty() {
+            return;
+        }
+        let event = HubEvent { id: self.hub.id(device), generation: "", kind };
+        for sink in self.sinks.iter() {
+            sink.event(now, &event);
+        }
+    }
+
+    pub(crate) fn create(&mut self, id: &str, spec: DeviceSpec<'_>) -> Result<DeviceIx, Box<HubError>> {
+        let now = self.now();
+        let device = self.hub.create_device(now, id, spec)?;
+        self.metrics.devices += 1;
+        if !self.sinks.is_empty() {
+            let mut twin = Vec::new();
+            self.hub.write_service_twin(device, &mut twin);
+            self.publish(now, device, EventKind::Created { twin: &twin });
+        }
+        Ok(device)
+    }
+
+    /// Does what the back end asks for, at once, and says when and how it ended.
+    pub(crate) fn apply(
+        &mut self,
+        input: Input<'_>,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) -> (Instant, Result<Done, Box<HubError>>) {
+        let now = self.now();
+        let deleted = match &input {
+            Input::DeleteDevice { device } if !self.sinks.is_empty() && self.hub.exists(*device) => {
+                let mut twin = Vec::new();
+                self.hub.write_service_twin(*device, &mut twin);
+                Some((*device, twin))
+            }
+            _ => None,
+        };
+        let written = match &input {
+            Input::PatchTwin { device, tags, desired, .. } => Some((*device, *tags, *desired, false)),
+            Input::ReplaceTwin { device, tags, desired, .. } => Some((*device, *tags, *desired, true)),
+            _ => None,
+        };
+        let mut done = None;
+        self.run(input, Context::Service(&mut done), outlet);
+        let done = done.unwrap_or(Ok(Done::TwinWritten));
+        if done.is_ok() {
+            if let Some((device, twin)) = deleted {
+                self.metrics.devices -= 1;
+                self.publish(now, device, EventKind::Deleted { twin: &twin });
+            }
+            if let Some((device, tags, desired, replaced)) = written {
+                let version = self.hub.twin(device).desired_version;
+                self.publish(now, device, EventKind::TwinWritten { tags, desired, version, replaced });
+            }
+        }
+        (now.at, done)
+    }
+
+    pub(crate) fn invoke_for(
+        &mut self,
+        device: DeviceIx,
+        call: &MethodCall,
+        outcome: Box<dyn FnOnce(MethodOutcome) + Send>,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
+        self.invoke(device, call, Caller::Job(outcome), outlet);
     }
 
     pub(crate) fn find(&self, id: &str) -> Option<DeviceIx> {
@@ -129,7 +269,7 @@ impl Engine {
     }
 
     /// Does what is due.
-    pub(crate) fn tick(&mut self, outlet: &mut impl Outlet) {
+    pub(crate) fn tick(&mut self, outlet: &mut (impl Outlet + ?Sized)) {
         let now = self.now().at;
         while let Some(delayed) = self.delayed.pop(now) {
             self.resume(delayed, outlet);
@@ -144,7 +284,7 @@ impl Engine {
         self.delayed.retain(|delayed| matches!(delayed, Delayed::Command(_)));
     }
 
-    fn resume(&mut self, delayed: Delayed, outlet: &mut impl Outlet) {
+    fn resume(&mut self, delayed: Delayed, outlet: &mut (impl Outlet + ?Sized)) {
         match delayed {
             Delayed::Connect { device, session, clean } => {
                 self.run(Input::Connect { device, session, clean }, Context::Nothing, outlet);
@@ -187,7 +327,13 @@ impl Engine {
     }
 
     /// An authenticated client wants to connect.
-    pub(crate) fn connect(&mut self, device: DeviceIx, session: u32, clean: bool, outlet: &mut impl Outlet) {
+    pub(crate) fn connect(
+        &mut self,
+        device: DeviceIx,
+        session: u32,
+        clean: bool,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         match self.admit(Operation::Connect, 1) {
             Admission::Now => {
                 self.run(Input::Connect { device, session, clean }, Context::Nothing, outlet);
@@ -198,28 +344,62 @@ impl Engine {
     }
 
     /// A device is there whether the hub wants it or not: somebody else let it in.
-    pub(crate) fn attach(&mut self, device: DeviceIx, session: u32, outlet: &mut impl Outlet) {
+    pub(crate) fn attach(&mut self, device: DeviceIx, session: u32, outlet: &mut (impl Outlet + ?Sized)) {
         self.run(Input::Connect { device, session, clean: false }, Context::Nothing, outlet);
     }
 
-    pub(crate) fn disconnect(&mut self, device: DeviceIx, session: u32, outlet: &mut impl Outlet) {
+    pub(crate) fn disconnect(&mut self, device: DeviceIx, session: u32, outlet: &mut (impl Outlet + ?Sized)) {
+        let was_connected =
+            !self.sinks.is_empty() && self.hub.exists(device) && self.hub.twin(device).connected;
         self.run(Input::Disconnect { device, session }, Context::Nothing, outlet);
+        if was_connected && !self.hub.twin(device).connected {
+            self.connection_event(device, false);
+        }
     }
 
-    pub(crate) fn subscribe(&mut self, device: DeviceIx, topics: Topics, outlet: &mut impl Outlet) {
+    fn connection_event(&mut self, device: DeviceIx, connected: bool) {
+        self.connection_events += 1;
+        let sequence = self.connection_events;
+        let kind =
+            if connected { EventKind::Connected { sequence } } else { EventKind::Disconnected { sequence } };
+        self.publish(self.now(), device, kind);
+    }
+
+    pub(crate) fn subscribe(
+        &mut self,
+        device: DeviceIx,
+        topics: Topics,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         self.run(Input::Subscribe { device, topics }, Context::Nothing, outlet);
     }
 
-    pub(crate) fn unsubscribe(&mut self, device: DeviceIx, topics: Topics, outlet: &mut impl Outlet) {
+    pub(crate) fn unsubscribe(
+        &mut self,
+        device: DeviceIx,
+        topics: Topics,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         self.run(Input::Unsubscribe { device, topics }, Context::Nothing, outlet);
     }
 
-    pub(crate) fn acknowledge(&mut self, device: DeviceIx, delivery: u32, outlet: &mut impl Outlet) {
+    pub(crate) fn acknowledge(
+        &mut self,
+        device: DeviceIx,
+        delivery: u32,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         self.run(Input::C2dAck { device, delivery }, Context::Nothing, outlet);
     }
 
     /// A device's message arrived on its connection `session`.
-    pub(crate) fn up(&mut self, device: DeviceIx, session: u32, message: Up<'_>, outlet: &mut impl Outlet) {
+    pub(crate) fn up(
+        &mut self,
+        device: DeviceIx,
+        session: u32,
+        message: Up<'_>,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         match message {
             Up::TwinGet { rid } => match self.admit(Operation::TwinRead, 1) {
                 Admission::Now => self.run(Input::TwinGet { device }, Context::Request { rid }, outlet),
@@ -260,13 +440,19 @@ impl Engine {
         rid: &str,
         base: Option<u64>,
         patch: &[u8],
-        outlet: &mut impl Outlet,
+        outlet: &mut (impl Outlet + ?Sized),
     ) {
         let input = Input::Report { device, base, patch: Patch::Json(patch) };
         self.run(input, Context::Report { rid, patch }, outlet);
     }
 
-    fn telemetry(&mut self, device: DeviceIx, properties: &str, body: &[u8], outlet: &mut impl Outlet) {
+    fn telemetry(
+        &mut self,
+        device: DeviceIx,
+        properties: &str,
+        body: &[u8],
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         let input = Input::Telemetry { device, properties, body };
         self.run(input, Context::Telemetry { properties, body }, outlet);
         let at = self.now().at;
@@ -282,7 +468,13 @@ impl Engine {
     }
 
     /// Answers a twin operation with 429.
-    fn refuse(&mut self, device: DeviceIx, rid: &str, retry_after: Duration, outlet: &mut impl Outlet) {
+    fn refuse(
+        &mut self,
+        device: DeviceIx,
+        rid: &str,
+        retry_after: Duration,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         let error = throttled(retry_after);
         self.body.clear();
         error.write_device_body(rid, self.clock.now().wall, &mut self.body);
@@ -291,7 +483,7 @@ impl Engine {
     }
 
     /// Sends what a hook wants to send.
-    fn reply(&mut self, device: DeviceIx, reply: Reply, admitted: bool, outlet: &mut impl Outlet) {
+    fn reply(&mut self, device: DeviceIx, reply: Reply, admitted: bool, outlet: &mut (impl Outlet + ?Sized)) {
         let (operation, cost) = match &reply {
             Reply::Method { payload, .. } => (Operation::Method, bytes(payload)),
             Reply::CloudToDevice { .. } => (Operation::CloudToDevice, 1),
@@ -312,7 +504,9 @@ impl Engine {
                     ..C2dMessage::default()
                 };
                 let message = Arc::new(message);
-                self.run(Input::SendC2d { device, message }, Context::Service(None), outlet);
+                if let (_, Err(error)) = self.apply(Input::SendC2d { device, message }, outlet) {
+                    tracing::debug!(%error, "the hub refused what a hook sent");
+                }
             }
             (Admission::Reject { retry_after }, Reply::Method { .. }) => {
                 let outcome = Err(Box::new(throttled(retry_after)));
@@ -324,7 +518,13 @@ impl Engine {
         }
     }
 
-    fn invoke(&mut self, device: DeviceIx, call: &MethodCall, caller: Caller, outlet: &mut impl Outlet) {
+    fn invoke(
+        &mut self,
+        device: DeviceIx,
+        call: &MethodCall,
+        caller: Caller,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         let tag = self.next_tag;
         self.next_tag += 1;
         self.calls.insert(tag, caller);
@@ -340,7 +540,11 @@ impl Engine {
     }
 
     /// Does what an operator asks for, or puts it off. Commands that are the driver's come back.
-    pub(crate) fn command(&mut self, command: Command, outlet: &mut impl Outlet) -> Option<Command> {
+    pub(crate) fn command(
+        &mut self,
+        command: Command,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) -> Option<Command> {
         let (operation, cost) = match &command {
             Command::Invoke { call, .. } => (Operation::Method, bytes(&call.payload)),
             Command::SendC2d { .. } => (Operation::CloudToDevice, 1),
@@ -359,11 +563,11 @@ impl Engine {
             Admission::Reject { retry_after } => {
                 let (at, error) = (self.now().at, Box::new(throttled(retry_after)));
                 match command {
-                    Command::Invoke { answer, .. } => answer.send(Err(error)),
+                    Command::Invoke { answer, .. } => self.answer(answer, Err(error)),
                     Command::SendC2d { answer, .. } | Command::PatchTwin { answer, .. } => {
-                        answer.send((at, Err(error)));
+                        self.answer(answer, (at, Err(error)));
                     }
-                    Command::ReadTwin { answer, .. } => answer.send(Err(error)),
+                    Command::ReadTwin { answer, .. } => self.answer(answer, Err(error)),
                     other => return Some(other),
                 }
                 None
@@ -371,60 +575,69 @@ impl Engine {
         }
     }
 
-    fn perform(&mut self, command: Command, outlet: &mut impl Outlet) -> Option<Command> {
+    fn perform(&mut self, command: Command, outlet: &mut (impl Outlet + ?Sized)) -> Option<Command> {
         let at = self.now().at;
         match command {
             Command::Create { devices, answer } => {
-                let now = self.now();
                 let before = self.metrics.devices;
-                let created = devices.iter().try_for_each(|device| {
-                    self.hub.create_device(now, &device.id, device.spec())?;
-                    self.metrics.devices += 1;
-                    Ok(())
-                });
+                let created =
+                    devices.iter().try_for_each(|device| self.create(&device.id, device.spec()).map(drop));
                 let created = created.map(|()| self.metrics.devices - before);
-                answer.send(created);
+                self.answer(answer, created);
             }
             Command::Put { configuration, answer } => {
-                self.run(Input::PutConfiguration(configuration), Context::Service(Some(answer)), outlet);
+                let done = self.apply(Input::PutConfiguration(configuration), outlet);
+                self.answer(answer, done);
             }
             Command::Delete { configuration, answer } => {
-                let input = Input::DeleteConfiguration { id: &configuration };
-                self.run(input, Context::Service(Some(answer)), outlet);
+                let done = self.apply(Input::DeleteConfiguration { id: &configuration }, outlet);
+                self.answer(answer, done);
             }
             Command::Counts { configuration, answer } => {
-                answer.send(self.hub.configuration_counts(&configuration));
+                let counts = self.hub.configuration_counts(&configuration);
+                self.answer(answer, counts);
             }
-            Command::CountWhere { query, answer } => answer.send(self.hub.count_where(&query)),
+            Command::CountWhere { query, answer } => {
+                let count = self.hub.count_where(&query);
+                self.answer(answer, count);
+            }
             Command::Invoke { device, call, answer } => match self.lookup(&device) {
                 Ok(device) => self.invoke(device, &call, Caller::Operator(answer), outlet),
-                Err(error) => answer.send(Err(error)),
+                Err(error) => self.answer(answer, Err(error)),
             },
-            Command::SendC2d { device, message, answer } => match self.lookup(&device) {
-                Ok(device) => {
-                    let input = Input::SendC2d { device, message };
-                    self.run(input, Context::Service(Some(answer)), outlet);
-                }
-                Err(error) => answer.send((at, Err(error))),
-            },
-            Command::PatchTwin { device, change, answer } => match self.lookup(&device) {
-                Ok(device) => {
-                    let input = Input::PatchTwin {
-                        device,
-                        tags: change.tags.as_deref(),
-                        desired: change.desired.as_deref(),
-                        if_match: change.if_match.as_deref(),
-                    };
-                    self.run(input, Context::Service(Some(answer)), outlet);
-                }
-                Err(error) => answer.send((at, Err(error))),
-            },
-            Command::ReadTwin { device, answer } => answer.send(self.lookup(&device).map(|device| {
-                let mut twin = Vec::new();
-                self.hub.write_service_twin(device, &mut twin);
-                twin
-            })),
-            Command::Restart { .. } | Command::Metrics { .. } | Command::Stop => return Some(command),
+            Command::SendC2d { device, message, answer } => {
+                let done = match self.lookup(&device) {
+                    Ok(device) => self.apply(Input::SendC2d { device, message }, outlet),
+                    Err(error) => (at, Err(error)),
+                };
+                self.answer(answer, done);
+            }
+            Command::PatchTwin { device, change, answer } => {
+                let done = match self.lookup(&device) {
+                    Ok(device) => {
+                        let input = Input::PatchTwin {
+                            device,
+                            tags: change.tags.as_deref(),
+                            desired: change.desired.as_deref(),
+                            if_match: change.if_match.as_deref(),
+                        };
+                        self.apply(input, outlet)
+                    }
+                    Err(error) => (at, Err(error)),
+                };
+                self.answer(answer, done);
+            }
+            Command::ReadTwin { device, answer } => {
+                let twin = self.lookup(&device).map(|device| {
+                    let mut twin = Vec::new();
+                    self.hub.write_service_twin(device, &mut twin);
+                    twin
+                });
+                self.answer(answer, twin);
+            }
+            Command::Restart { .. } | Command::Metrics { .. } | Command::Run(_) | Command::Stop => {
+                return Some(command);
+            }
         }
         None
     }
@@ -436,7 +649,7 @@ impl Engine {
         })
     }
 
-    fn run(&mut self, input: Input<'_>, mut context: Context<'_>, outlet: &mut impl Outlet) {
+    fn run(&mut self, input: Input<'_>, mut context: Context<'_>, outlet: &mut (impl Outlet + ?Sized)) {
         let now = self.clock.now();
         let mut outputs = std::mem::take(&mut self.outputs);
         self.hub.handle(now, input, &mut outputs);
@@ -446,10 +659,19 @@ impl Engine {
         self.outputs = outputs;
     }
 
-    fn emit(&mut self, now: Now, output: Output, context: &mut Context<'_>, outlet: &mut impl Outlet) {
+    fn emit(
+        &mut self,
+        now: Now,
+        output: Output,
+        context: &mut Context<'_>,
+        outlet: &mut (impl Outlet + ?Sized),
+    ) {
         match output {
             Output::Accepted { device, session, session_present } => {
                 outlet.accepted(device, session, session_present);
+                if !self.sinks.is_empty() {
+                    self.connection_event(device, true);
+                }
             }
             Output::Refused { session, .. } => outlet.refused(session),
             Output::Close { device, session, reason } => {
@@ -476,7 +698,10 @@ impl Engine {
                             accepted = None;
                             error.write_device_body(rid, now.wall, &mut self.body);
                         }
-                        None => self.hooks.reported(now, self.hub.id(device), version, patch),
+                        None => {
+                            self.hooks.reported(now, self.hub.id(device), version, patch);
+                            self.publish(now, device, EventKind::Reported { version, patch });
+                        }
                     }
                     if deliver {
                         let answer = Down::TwinAnswer { rid, status, version: accepted, body: &self.body };
@@ -486,6 +711,13 @@ impl Engine {
             }
             Output::Desired { device, version, patch } => {
                 outlet.desired(device, self.hub.id(device), version, &patch);
+                // What the back end itself writes is told where it is written.
+                if let (false, Context::Nothing | Context::Report { .. }) = (self.sinks.is_empty(), &*context)
+                {
+                    let desired = Some(patch.text().as_bytes());
+                    let kind = EventKind::TwinWritten { tags: None, desired, version, replaced: false };
+                    self.publish(now, device, kind);
+                }
             }
             Output::Method { device, call, name, payload } => {
                 let rid = call.to_string();
@@ -501,27 +733,25 @@ impl Engine {
                 if let Context::Telemetry { properties, body } = *context {
                     let message = Telemetry { device: self.hub.id(device), properties, body };
                     self.hooks.telemetry(now, message, &mut self.replies);
+                    self.publish(now, device, EventKind::Telemetry { properties, body });
                 }
             }
-            Output::Service(result) => match context {
-                Context::Service(Some(_)) => {
-                    if let Context::Service(Some(answer)) = std::mem::replace(context, Context::Nothing) {
-                        answer.send((now.at, result));
-                    }
+            Output::Service(result) => {
+                if let Context::Service(done) = context {
+                    **done = Some(result);
                 }
-                _ => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, "the hub refused what a hook sent");
-                    }
-                }
-            },
-            Output::TwinAnswer { deliver: false, .. } | Output::Feedback { .. } => {}
+            }
+            Output::Feedback { device, message, status, at } => {
+                self.publish(now, device, EventKind::Feedback { message: &message, status, at });
+            }
+            Output::TwinAnswer { deliver: false, .. } => {}
         }
     }
 
     fn method_result(&mut self, now: Now, tag: u64, result: Result<MethodAnswer, Box<HubError>>) {
         match self.calls.remove(&tag) {
-            Some(Caller::Operator(answer)) => answer.send(result),
+            Some(Caller::Operator(answer)) => self.answer(answer, result),
+            Some(Caller::Job(outcome)) => self.hold(Box::new(move || outcome(result))),
             Some(Caller::Hook(device)) => {
                 self.hooks.method_result(now, self.hub.id(device), &result);
             }

@@ -13,6 +13,7 @@ mod control;
 mod delay;
 mod dialog;
 mod engine;
+pub mod events;
 mod hooks;
 mod inbox;
 mod listen;
@@ -24,6 +25,7 @@ mod reactor;
 mod server;
 mod session;
 mod transport;
+mod view;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ pub use hooks::{Hooks, Replies, Reply, Telemetry};
 pub use listen::ListenError;
 pub use metrics::HubMetrics;
 pub use server::{HubServer, HubServerBuilder, StartError};
+pub use view::ShardView;
 
 /// Which of a hub's shards a device belongs to.
 #[derive(Clone)]

@@ -24,6 +24,7 @@ use crate::session::{End, Sessions, Stage};
 use crate::transport::memory::Wire;
 use crate::transport::tcp::Received;
 use crate::transport::{Line, Transport};
+use crate::view::ShardView;
 
 /// Tokens below these are sessions.
 pub(crate) const LISTENER: Token = Token(usize::MAX - 1);
@@ -112,6 +113,8 @@ impl Shard {
             self.turn(&events);
         }
         self.drop_connections();
+        self.engine.commit();
+        self.sessions.let_go();
         self.sessions.transports.flush();
     }
 
@@ -147,6 +150,9 @@ impl Shard {
         }
         self.engine.tick(&mut self.sessions);
         self.sessions.expire(now);
+        self.settle();
+        self.engine.commit();
+        self.sessions.let_go();
         self.settle();
         self.sessions.transports.flush();
     }
@@ -418,7 +424,7 @@ impl Shard {
             End::Slow => metrics.slow += 1,
             End::TakenOver => metrics.taken_over += 1,
         }
-        self.sessions.transports.close(removed.line);
+        self.sessions.close(removed.line, removed.unsent);
         let Some(device) = removed.device else { return };
         if let Some(will) = removed.will
             && !matches!(why, End::Disconnected | End::Down)
@@ -468,6 +474,10 @@ impl Shard {
                 self.engine.forget_requests();
                 self.down_until = Some(until);
                 answer.send(began);
+            }
+            Command::Run(job) => {
+                let release = job(&mut ShardView::new(&mut self.engine, &mut self.sessions));
+                self.engine.release(release);
             }
             // The engine does all others.
             _ => {}

@@ -14,7 +14,8 @@ use crate::Assign;
 use crate::auth::Gate;
 use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineParts};
+use crate::events::EventSink;
 use crate::hooks::Hooks;
 use crate::inbox::{Inbox, Message};
 use crate::listen::{ListenError, Port};
@@ -52,6 +53,7 @@ pub struct HubServerBuilder {
     clock: Clock,
     assign: Assign,
     hooks: MakeHooks,
+    sinks: Vec<Arc<dyn EventSink>>,
 }
 
 impl HubServerBuilder {
@@ -125,6 +127,13 @@ impl HubServerBuilder {
         self
     }
 
+    /// Somebody who follows what happens.
+    #[must_use]
+    pub fn events(mut self, sink: Arc<dyn EventSink>) -> Self {
+        self.sinks.push(sink);
+        self
+    }
+
     /// Listens and serves.
     ///
     /// # Errors
@@ -160,18 +169,27 @@ impl HubServerBuilder {
             address: port.as_ref().map(|port| port.address()),
             threads: Mutex::new(Vec::with_capacity(self.shards)),
         };
+        let sinks: Arc<[Arc<dyn EventSink>]> = std::mem::take(&mut self.sinks).into();
         for (index, (poll, inbox)) in polls.into_iter().enumerate() {
             let registry = poll.registry().try_clone().map_err(StartError::Shard)?;
             let transports = Transports { tcp: Tcp::new(registry), memory: Memory::default() };
             let hub = Hub::new(self.options);
             let hooks = (self.hooks)(index);
+            let engine = Engine::new(EngineParts {
+                hub,
+                clock: self.clock.clone(),
+                hooks,
+                throttles: throttles.clone(),
+                sinks: sinks.clone(),
+                journal: None,
+            });
             let shard = Shard::new(Parts {
                 index,
                 shards: shards.clone(),
                 assign: self.assign.clone(),
                 gate: gate.clone(),
-                engine: Engine::new(hub, self.clock.clone(), hooks, throttles.clone()),
-                sessions: Sessions::new(transports),
+                sessions: Sessions::new(transports, engine.is_durable()),
+                engine,
                 poll,
                 inbox,
                 port: port.clone(),
@@ -215,6 +233,7 @@ impl HubServer {
             clock: Clock::new(),
             assign: Assign::by_hash(),
             hooks: Box::new(|_| Box::new(())),
+            sinks: Vec::new(),
         }
     }
 

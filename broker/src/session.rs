@@ -188,6 +188,11 @@ pub(crate) struct Sessions {
     desired: LastDesired,
     pub(crate) aftermath: Aftermath,
     pub(crate) sending: Sending,
+    /// What is sent waits until the turn is durable.
+    durable: bool,
+    /// Sessions with something that waits for that, and lines to be closed after it.
+    waiting: Vec<(u32, u32)>,
+    closing: Vec<(Line, BytesMut)>,
     /// Sessions that are a device's now.
     pub(crate) open: u64,
     /// Sessions that ever were.
@@ -199,8 +204,11 @@ pub(crate) fn seconds(now: Now) -> u32 {
 }
 
 impl Sessions {
-    pub(crate) fn new(transports: Transports) -> Self {
+    pub(crate) fn new(transports: Transports, durable: bool) -> Self {
         Self {
+            durable,
+            waiting: Vec::new(),
+            closing: Vec::new(),
             transports,
             table: Vec::new(),
             free: Vec::new(),
@@ -285,7 +293,8 @@ impl Sessions {
         }
         let device = session.device();
         let will = session.rare.and_then(|rare| rare.will);
-        Some(Removed { line: session.line, serial: session.serial, device, will })
+        let unsent = session.buffers.map(|buffers| buffers.unsent).unwrap_or_default();
+        Some(Removed { line: session.line, serial: session.serial, device, will, unsent })
     }
 
     /// All sessions there are.
@@ -388,9 +397,11 @@ impl Sessions {
     fn transmit(&mut self, index: u32, bytes: &[u8]) {
         let Some(session) = self.table.get_mut(index as usize).and_then(Option::as_mut) else { return };
         self.sending.bytes += bytes.len() as u64;
-        if let Some(buffers) = &mut session.buffers
-            && !buffers.unsent.is_empty()
-        {
+        if self.durable || session.buffers.as_ref().is_some_and(|buffers| !buffers.unsent.is_empty()) {
+            let buffers = session.buffers.get_or_insert_default();
+            if self.durable && buffers.unsent.is_empty() {
+                self.waiting.push((index, session.serial));
+            }
             buffers.unsent.extend_from_slice(bytes);
             if buffers.unsent.len() > MAX_UNSENT {
                 self.aftermath.ended.push((index, session.serial, End::Slow));
@@ -403,6 +414,28 @@ impl Sessions {
                 session.buffers.get_or_insert_default().unsent.extend_from_slice(&bytes[sent..]);
             }
             Sent::Broken => self.aftermath.ended.push((index, session.serial, End::Lost)),
+        }
+    }
+
+    /// Sends what waited until the turn was durable.
+    pub(crate) fn let_go(&mut self) {
+        for (index, serial) in std::mem::take(&mut self.waiting) {
+            if self.get(index).is_some_and(|session| session.serial == serial) {
+                self.writable(index);
+            }
+        }
+        for (mut line, bytes) in std::mem::take(&mut self.closing) {
+            let _ = self.transports.send(&mut line, &bytes);
+            self.transports.close(line);
+        }
+    }
+
+    /// Closes a line that was taken out, once its last bytes may go.
+    pub(crate) fn close(&mut self, line: Line, unsent: BytesMut) {
+        if self.durable && !unsent.is_empty() {
+            self.closing.push((line, unsent));
+        } else {
+            self.transports.close(line);
         }
     }
 
@@ -471,6 +504,7 @@ pub(crate) struct Removed {
     pub(crate) serial: u32,
     pub(crate) device: Option<DeviceIx>,
     pub(crate) will: Option<Will>,
+    pub(crate) unsent: BytesMut,
 }
 
 impl Outlet for Sessions {

@@ -166,6 +166,12 @@ impl Hub {
         self.registry.find(id)
     }
 
+    /// Whether the device exists.
+    #[must_use]
+    pub fn exists(&self, device: DeviceIx) -> bool {
+        self.registry.get(device).is_some()
+    }
+
     /// The id of a device, also of a deleted one.
     ///
     /// # Panics

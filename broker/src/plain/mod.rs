@@ -22,7 +22,7 @@ use fleetwave_protocol::sas::Key;
 use crate::Assign;
 use crate::clock::Clock;
 use crate::control::HubControl;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineParts};
 use crate::hooks::Hooks;
 use crate::listen::ListenError;
 use link::{Attached, Heard};
@@ -139,7 +139,14 @@ impl PlainHubBuilder {
         let Attached { link, host, port, ready } = attached;
         let throttles =
             (self.tier != Tier::None).then(|| Arc::new(Mutex::new(Throttles::new(self.tier, self.units))));
-        let engine = Engine::new(Hub::new(self.options), self.clock.clone(), self.hooks, throttles.clone());
+        let engine = Engine::new(EngineParts {
+            hub: Hub::new(self.options),
+            clock: self.clock.clone(),
+            hooks: self.hooks,
+            throttles: throttles.clone(),
+            sinks: Arc::default(),
+            journal: None,
+        });
         let worker = Worker::new(engine, link, heard);
         let thread = std::thread::Builder::new().name("plain-hub".into()).spawn(move || worker.run())?;
         let handle = move |command| inbox.send(Heard::Command(command)).is_ok();

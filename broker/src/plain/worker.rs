@@ -10,6 +10,7 @@ use fleetwave_protocol::{Down, Instant, Profile};
 use super::link::{Heard, Link};
 use crate::control::Command;
 use crate::engine::{Ending, Engine, Outlet};
+use crate::view::ShardView;
 
 /// The longest sleep. A clock that was moved forward is noticed within it.
 const NAP: Duration = Duration::from_millis(500);
@@ -116,12 +117,19 @@ impl Worker {
     }
 
     fn command(&mut self, command: Command) {
-        if let Some(Command::Metrics { answer }) = self.engine.command(command, &mut self.outlet) {
-            let mut metrics = self.engine.metrics;
-            metrics.connections = self.outlet.present;
-            metrics.packets_out = self.outlet.packets;
-            metrics.bytes_out = self.outlet.bytes;
-            answer.send(metrics);
+        match self.engine.command(command, &mut self.outlet) {
+            Some(Command::Metrics { answer }) => {
+                let mut metrics = self.engine.metrics;
+                metrics.connections = self.outlet.present;
+                metrics.packets_out = self.outlet.packets;
+                metrics.bytes_out = self.outlet.bytes;
+                answer.send(metrics);
+            }
+            Some(Command::Run(job)) => {
+                let release = job(&mut ShardView::new(&mut self.engine, &mut self.outlet));
+                self.engine.release(release);
+            }
+            _ => {}
         }
     }
 
