@@ -1,20 +1,21 @@
 //! Who a client is: its names and its token.
 
+use std::sync::Arc;
+
 use fleetwave_protocol::sas::{Key, Token};
 use fleetwave_protocol::{Profile, Up, WallTime};
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, LastWill};
 
 use crate::codec::{self, Will};
+use crate::policy::{Policies, Rights};
 
 /// What a hub lets in.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
-    /// Names that the hub answers to; any if empty.
-    pub(crate) hosts: Vec<String>,
     /// What devices' keys are derived from.
     pub(crate) group_key: Key,
-    /// Shared access policies that may connect in a device's name.
-    pub(crate) policies: Vec<(String, Key)>,
+    /// The hub's names and its shared access policies.
+    pub(crate) policies: Arc<Policies>,
 }
 
 /// A refusal: what the client is told, and what the log is.
@@ -44,20 +45,20 @@ impl Gate {
         if id.contains('/') {
             return Err(refused(NotAuthorized, "module identities are not modelled"));
         }
-        if !self.hosts.is_empty() && !self.hosts.iter().any(|name| name.eq_ignore_ascii_case(host)) {
+        if !self.policies.hosts().accept(host) {
             return Err(refused(NotAuthorized, "the user name names another hub"));
         }
         let not_authorized = |_| refused(NotAuthorized, "the token is malformed, forged, or has expired");
         let token = Token::parse(&login.password).map_err(not_authorized)?;
         let resource = format!("{host}/devices/{id}");
-        let checked = match &token.policy {
-            None => token.check(&resource, wall, &self.group_key.derive(id)),
-            Some(policy) => match self.policies.iter().find(|(name, _)| name == policy) {
-                Some((_, key)) => token.check(&resource, wall, key),
-                None => return Err(refused(NotAuthorized, "no such shared access policy")),
-            },
-        };
-        checked.map_err(not_authorized)?;
+        match &token.policy {
+            None => token.check(&resource, wall, &self.group_key.derive(id)).map_err(not_authorized)?,
+            Some(_) => {
+                let checked = self.policies.check_parsed(&token, &resource, Rights::DEVICE_CONNECT, wall);
+                checked
+                    .map_err(|_| refused(NotAuthorized, "the policy's token is no good for this device"))?;
+            }
+        }
         Ok(token.expires)
     }
 }
@@ -97,13 +98,21 @@ pub(crate) fn will(client: &str, will: &LastWill) -> Option<Will> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{HostNames, Policy};
     use fleetwave_protocol::sas;
 
     fn gate() -> Gate {
         Gate {
-            hosts: vec!["hub.example".into()],
             group_key: Key::from_bytes(*b"group"),
-            policies: vec![("device".into(), Key::from_bytes(*b"policy"))],
+            policies: Arc::new(Policies::new(
+                HostNames::new(["hub.example".to_owned()]),
+                vec![Policy {
+                    name: "device".into(),
+                    primary: Key::from_bytes(*b"policy"),
+                    secondary: Key::from_bytes(*b"policy2"),
+                    rights: Rights::DEVICE_CONNECT,
+                }],
+            )),
         }
     }
 

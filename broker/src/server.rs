@@ -9,6 +9,7 @@ use fleetwave_hub_core::throttle::{Throttles, Tier};
 use fleetwave_hub_core::{Hub, Options};
 use fleetwave_protocol::sas::Key;
 use mio::{Poll, Waker};
+use rustls::ServerConfig;
 
 use crate::Assign;
 use crate::auth::Gate;
@@ -16,11 +17,14 @@ use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
 use crate::engine::{Engine, EngineParts};
 use crate::events::EventSink;
+use crate::front::{Bound, Front, Service};
 use crate::hooks::Hooks;
 use crate::inbox::{Inbox, Message};
 use crate::listen::{ListenError, Port};
 use crate::memory::MemoryConnector;
+use crate::policy::{HostNames, Policies, Policy};
 use crate::reactor::{Parts, Shard, WAKER};
+use crate::rest::{Api, RestServer};
 use crate::session::Sessions;
 use crate::transport::Transports;
 use crate::transport::memory::Memory;
@@ -46,7 +50,7 @@ pub struct HubServerBuilder {
     tcp: Option<SocketAddr>,
     hosts: Vec<String>,
     group_key: Key,
-    policies: Vec<(String, Key)>,
+    policies: Vec<Policy>,
     tier: Tier,
     units: u32,
     options: Options,
@@ -54,6 +58,7 @@ pub struct HubServerBuilder {
     assign: Assign,
     hooks: MakeHooks,
     sinks: Vec<Arc<dyn EventSink>>,
+    https: Option<(SocketAddr, Option<Arc<ServerConfig>>)>,
 }
 
 impl HubServerBuilder {
@@ -85,10 +90,18 @@ impl HubServerBuilder {
         self
     }
 
-    /// A shared access policy, whose tokens let any device in.
+    /// A shared access policy.
     #[must_use]
-    pub fn policy(mut self, name: &str, key: Key) -> Self {
-        self.policies.push((name.to_owned(), key));
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policies.push(policy);
+        self
+    }
+
+    /// Serves the back end's REST operations on this address, too; port 0 takes a free one. Without TLS only for
+    /// tests: tokens could be read on the way.
+    #[must_use]
+    pub fn https(mut self, address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Self {
+        self.https = Some((address, tls));
         self
     }
 
@@ -142,8 +155,10 @@ impl HubServerBuilder {
         let port = self.tcp.map(Port::bind).transpose()?.map(Arc::new);
         let throttles =
             (self.tier != Tier::None).then(|| Arc::new(Mutex::new(Throttles::new(self.tier, self.units))));
-        let gate =
-            Arc::new(Gate { hosts: self.hosts, group_key: self.group_key.clone(), policies: self.policies });
+        let https =
+            self.https.map(|(address, tls)| Bound::bind(address).map(|bound| (bound, tls))).transpose()?;
+        let policies = Arc::new(Policies::new(HostNames::new(self.hosts), self.policies));
+        let gate = Arc::new(Gate { group_key: self.group_key.clone(), policies: policies.clone() });
         let mut polls = Vec::with_capacity(self.shards);
         let mut inboxes = Vec::with_capacity(self.shards);
         for _ in 0..self.shards {
@@ -163,8 +178,17 @@ impl HubServerBuilder {
             throttles.clone(),
         );
         // From here on an early return stops the threads that run.
+        let https_address = https.as_ref().map(|(bound, _)| bound.address());
+        let mut services: Vec<(Bound, Service)> = Vec::new();
+        if let Some((bound, tls)) = https {
+            let api = Arc::new(Api::new(control.clone(), policies));
+            let rest = RestServer { api, tls, upgrades: Vec::new() };
+            services.push((bound, Box::new(|listener, stop| Box::pin(rest.serve(listener, stop)))));
+        }
         let server = HubServer {
             control,
+            https_address,
+            front: Mutex::new(None),
             connector: MemoryConnector::new(shards.clone(), self.assign.clone()),
             address: port.as_ref().map(|port| port.address()),
             threads: Mutex::new(Vec::with_capacity(self.shards)),
@@ -200,6 +224,10 @@ impl HubServerBuilder {
                 .map_err(StartError::Shard)?;
             server.threads.lock().expect("nothing panics under this lock").push(thread);
         }
+        if !services.is_empty() {
+            let front = Front::start(services).map_err(StartError::Shard)?;
+            *server.front.lock().expect("nothing panics under this lock") = Some(front);
+        }
         Ok(server)
     }
 }
@@ -214,6 +242,8 @@ pub struct HubServer {
     control: HubControl,
     connector: MemoryConnector,
     address: Option<SocketAddr>,
+    https_address: Option<SocketAddr>,
+    front: Mutex<Option<Front>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -234,6 +264,7 @@ impl HubServer {
             assign: Assign::by_hash(),
             hooks: Box::new(|_| Box::new(())),
             sinks: Vec::new(),
+            https: None,
         }
     }
 
@@ -255,8 +286,15 @@ impl HubServer {
         self.address
     }
 
+    /// The address of the REST operations, if they are served.
+    #[must_use]
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.https_address
+    }
+
     /// Closes all connections and waits for the threads. Doing it twice does nothing.
     pub fn stop(&self) {
+        drop(self.front.lock().expect("nothing panics under this lock").take());
         self.control.stop();
         let threads = std::mem::take(&mut *self.threads.lock().expect("nothing panics under this lock"));
         for thread in threads {

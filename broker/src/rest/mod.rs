@@ -1,0 +1,43 @@
+//! The hub's HTTPS surface: what service SDKs call, and what devices can do over HTTPS.
+//!
+//! [`router`] has the table of operations: all that is served, or refused by name, stands there, and
+//! `docs/hub-coverage.md` is made from it. Each operation is an async function from a [`Call`] to a [`Reply`]; the
+//! shards do the work by jobs ([`crate::HubControl::with_device`]).
+
+mod call;
+mod coverage;
+mod error;
+mod reply;
+mod router;
+mod server;
+
+mod statistics;
+
+pub(crate) use call::{Call, Peer};
+pub use coverage::coverage;
+pub(crate) use error::ApiError;
+pub(crate) use reply::Reply;
+pub(crate) use router::{Access, Operation};
+pub(crate) use server::{RestServer, Upgrade};
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::HubControl;
+use crate::policy::Policies;
+
+/// What all operations share.
+pub(crate) struct Api {
+    /// The way to the shards.
+    pub(crate) control: HubControl,
+    /// Who may do what.
+    pub(crate) policies: Arc<Policies>,
+    /// Numbers requests, for tracking ids.
+    pub(crate) requests: AtomicU64,
+}
+
+impl Api {
+    pub(crate) fn new(control: HubControl, policies: Arc<Policies>) -> Self {
+        Self { control, policies, requests: AtomicU64::new(0) }
+    }
+}

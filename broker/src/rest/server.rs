@@ -1,0 +1,234 @@
+//! Listens, speaks HTTP, and asks the router.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fleetwave_protocol::bag;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::router::{self, Found, Handler};
+use super::{Access, Api, ApiError, Call, Peer, Reply};
+use crate::policy::Rights;
+
+/// The largest body: a bulk operation of a hundred identities with their twins.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+/// How long a client may take for its TLS handshake, and for a request's header.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+const HEADER: Duration = Duration::from_secs(30);
+/// And for a request's body.
+const BODY: Duration = Duration::from_secs(60);
+/// Connections at once; others wait in the kernel's queue.
+const CONNECTIONS: usize = 2048;
+
+/// Takes over connections that leave HTTP: WebSockets.
+pub(crate) trait Upgrade: Send + Sync {
+    /// The answer to a request that asks for it; `None` if it is not for this one. The upgraded connection is served
+    /// by a task that the implementation spawns.
+    fn upgrade(&self, request: &mut Request<Incoming>, peer: &Peer) -> Option<Response<Full<Bytes>>>;
+}
+
+/// The HTTPS surface of a hub.
+pub(crate) struct RestServer {
+    pub(crate) api: Arc<Api>,
+    /// Plain HTTP without; for tests behind a proxy of their own.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) upgrades: Vec<Arc<dyn Upgrade>>,
+}
+
+impl RestServer {
+    /// Serves until `stop` turns true, then lets the requests that run come to their end.
+    pub(crate) async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        let server = Arc::new(self);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let acceptor = server.tls.clone().map(TlsAcceptor::from);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stopped(&mut stop) => break,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "the hub cannot accept an HTTPS connection");
+                    tokio::time::sleep(crate::listen::ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().acquire_owned().await else { break };
+            let (server, acceptor, stop) = (server.clone(), acceptor.clone(), stop.clone());
+            tokio::spawn(async move {
+                server.connection(stream, from, acceptor, stop).await;
+                drop(place);
+            });
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        from: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        stop: watch::Receiver<bool>,
+    ) {
+        let _ = stream.set_nodelay(true);
+        match acceptor {
+            None => self.http(stream, Peer::default(), stop).await,
+            Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                    let peer = Peer { certificates: chain.iter().map(|der| der.to_vec()).collect() };
+                    self.http(stream, peer, stop).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%from, %error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!(%from, "a TLS handshake took too long"),
+            },
+        }
+    }
+
+    async fn http<S>(self: Arc<Self>, stream: S, peer: Peer, mut stop: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| {
+            let (server, peer) = (self.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(server.request(request, peer).await) }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+        let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "an HTTPS connection broke off");
+        }
+    }
+
+    async fn request(&self, mut request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+        if request.headers().contains_key(header::UPGRADE)
+            && let Some(answer) =
+                self.upgrades.iter().find_map(|upgrade| upgrade.upgrade(&mut request, &peer))
+        {
+            return answer;
+        }
+        let number = self.api.requests.fetch_add(1, Ordering::Relaxed);
+        let tracking = format!("{number:016x}");
+        let (parts, body) = request.into_parts();
+        let (name, outcome) = match router::find(&parts.method, parts.uri.path()) {
+            Found::Nothing => {
+                tracing::warn!(method = %parts.method, path = parts.uri.path(), "no such operation in this hub");
+                ("", Err(ApiError::NotModelled("this operation (see docs/hub-coverage.md)")))
+            }
+            Found::OtherMethod => {
+                tracing::warn!(method = %parts.method, path = parts.uri.path(), "no such method on this path");
+                ("", Err(ApiError::NotModelled("this method on this path (see docs/hub-coverage.md)")))
+            }
+            Found::Operation(operation, params) => {
+                let outcome = self.operation(operation, params, &parts, body, peer).await;
+                (operation.name, outcome)
+            }
+        };
+        let reply = outcome.unwrap_or_else(|error| {
+            tracing::debug!(operation = name, tracking, status = %error.status(), ?error, "refused");
+            error.reply(&tracking)
+        });
+        reply.with("x-ms-request-id", tracking).into_response()
+    }
+
+    async fn operation(
+        &self,
+        operation: &router::Operation,
+        params: Vec<String>,
+        parts: &hyper::http::request::Parts,
+        body: Incoming,
+        peer: Peer,
+    ) -> Result<Reply, ApiError> {
+        let host = parts
+            .headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .or_else(|| parts.uri.host())
+            .unwrap_or_default();
+        let mut call = Call {
+            api: self.api.clone(),
+            params,
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            headers: parts.headers.clone(),
+            body: Bytes::new(),
+            host: host.to_owned(),
+            identity: None,
+            peer,
+        };
+        self.authorize(operation.access, parts.uri.path(), &call)?;
+        let handler = match operation.handler {
+            Handler::Does(handler) => handler,
+            Handler::NotModelled(feature) => {
+                tracing::warn!(feature, "asked for, and not modelled");
+                return Err(ApiError::NotModelled(feature));
+            }
+        };
+        call.body = read(body).await?;
+        if let Some(limit) = operation.limit {
+            let cost = u32::try_from(call.body.len()).unwrap_or(u32::MAX);
+            let cost = if limit == fleetwave_hub_core::throttle::Operation::Method { cost } else { 1 };
+            self.api.control.admitted(limit, cost).await?;
+        }
+        handler(call).await
+    }
+
+    fn authorize(&self, access: Access, path: &str, call: &Call) -> Result<(), ApiError> {
+        let api = &self.api;
+        let rights = match access {
+            Access::Own => return Ok(()),
+            Access::Policy(rights) => rights,
+            Access::Device => Rights::DEVICE_CONNECT,
+        };
+        let token = call.header("authorization").unwrap_or_default();
+        let path = bag::decode(path).unwrap_or_default();
+        let resource = format!("{}{path}", call.host);
+        let wall = api.control.clock().now().wall;
+        match api.policies.check(token, &resource, rights, wall) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Waits for the hub's end.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::Other {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            name: "RequestEntityTooLarge",
+            message: format!("a body may have {MAX_BODY} bytes"),
+        }),
+        Ok(Err(_)) | Err(_) => Err(ApiError::Other {
+            status: StatusCode::REQUEST_TIMEOUT,
+            name: "RequestTimeout",
+            message: "the body did not arrive whole".into(),
+        }),
+    }
+}

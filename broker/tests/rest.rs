@@ -1,0 +1,6 @@
+//! The hub's HTTPS surface, by plain HTTP on loopback.
+
+mod rest {
+    mod client;
+    mod statistics;
+}

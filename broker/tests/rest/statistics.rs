@@ -1,0 +1,30 @@
+use fleetwave_hub::NewDevice;
+use hyper::Method;
+use serde_json::json;
+
+use super::client::Rig;
+
+#[test]
+fn statistics_count_devices() {
+    let rig = Rig::new();
+    let off = NewDevice { enabled: false, ..NewDevice::new("off") };
+    rig.hub.control().create_devices([NewDevice::new("a"), NewDevice::new("b"), off]).unwrap();
+    assert_eq!(
+        rig.get("/statistics/devices?api-version=2021-04-12").json(),
+        json!({ "totalDeviceCount": 3, "enabledDeviceCount": 2, "disabledDeviceCount": 1 })
+    );
+    assert_eq!(rig.get("/statistics/service").json(), json!({ "connectedDeviceCount": 0 }));
+}
+
+#[test]
+fn who_may_not_is_told_so_and_what_is_not_there_has_a_name() {
+    let rig = Rig::new();
+    let path = "/statistics/devices";
+    for token in ["", "nonsense", &rig.token("device"), &rig.token("service")] {
+        rig.ask_with(Method::GET, path, &[("authorization", token)], None)
+            .refused(401, "IotHubUnauthorizedAccess");
+    }
+    rig.ask_with(Method::GET, path, &[("authorization", &rig.token("registryRead"))], None);
+    rig.get("/no/such/thing").refused(501, "NotModelled");
+    rig.ask(Method::POST, path, None).refused(501, "NotModelled");
+}
