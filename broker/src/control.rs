@@ -67,6 +67,7 @@ impl NewDevice {
             desired: self.desired.as_deref(),
             reported: self.reported.as_deref(),
             enabled: self.enabled,
+            identity: None,
         }
     }
 }

@@ -217,7 +217,7 @@ impl Engine {
     ) -> (Instant, Result<Done, Box<HubError>>) {
         let now = self.now();
         let deleted = match &input {
-            Input::DeleteDevice { device } if !self.sinks.is_empty() && self.hub.exists(*device) => {
+            Input::DeleteDevice { device, .. } if !self.sinks.is_empty() && self.hub.exists(*device) => {
                 let mut twin = Vec::new();
                 self.hub.write_service_twin(*device, &mut twin);
                 Some((*device, twin))
@@ -287,7 +287,7 @@ impl Engine {
     fn resume(&mut self, delayed: Delayed, outlet: &mut (impl Outlet + ?Sized)) {
         match delayed {
             Delayed::Connect { device, session, clean } => {
-                self.run(Input::Connect { device, session, clean }, Context::Nothing, outlet);
+                self.run(Input::Connect { device, session, clean, model: None }, Context::Nothing, outlet);
             }
             Delayed::TwinGet { device, session, rid } if outlet.session(device) == Some(session) => {
                 self.run(Input::TwinGet { device }, Context::Request { rid: &rid }, outlet);
@@ -336,7 +336,7 @@ impl Engine {
     ) {
         match self.admit(Operation::Connect, 1) {
             Admission::Now => {
-                self.run(Input::Connect { device, session, clean }, Context::Nothing, outlet);
+                self.run(Input::Connect { device, session, clean, model: None }, Context::Nothing, outlet);
             }
             Admission::At(at) => self.delayed.push(at, Delayed::Connect { device, session, clean }),
             Admission::Reject { .. } => outlet.close(device, session, Ending::Throttled),
@@ -345,7 +345,7 @@ impl Engine {
 
     /// A device is there whether the hub wants it or not: somebody else let it in.
     pub(crate) fn attach(&mut self, device: DeviceIx, session: u32, outlet: &mut (impl Outlet + ?Sized)) {
-        self.run(Input::Connect { device, session, clean: false }, Context::Nothing, outlet);
+        self.run(Input::Connect { device, session, clean: false, model: None }, Context::Nothing, outlet);
     }
 
     pub(crate) fn disconnect(&mut self, device: DeviceIx, session: u32, outlet: &mut (impl Outlet + ?Sized)) {
@@ -586,11 +586,12 @@ impl Engine {
                 self.answer(answer, created);
             }
             Command::Put { configuration, answer } => {
-                let done = self.apply(Input::PutConfiguration(configuration), outlet);
+                let done = self.apply(Input::PutConfiguration { configuration, if_match: None }, outlet);
                 self.answer(answer, done);
             }
             Command::Delete { configuration, answer } => {
-                let done = self.apply(Input::DeleteConfiguration { id: &configuration }, outlet);
+                let done =
+                    self.apply(Input::DeleteConfiguration { id: &configuration, if_match: None }, outlet);
                 self.answer(answer, done);
             }
             Command::Counts { configuration, answer } => {

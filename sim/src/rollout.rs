@@ -94,7 +94,7 @@ impl Catalogue {
             priority: configure.priority,
             target_condition: &configure.target,
             device_content: &content,
-            metrics: &[],
+            ..ConfigurationSpec::default()
         };
         Configuration::new(&spec).map(Arc::new)
     }

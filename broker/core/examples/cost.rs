@@ -32,7 +32,7 @@ fn main() {
     });
     time("connect, subscribe, read", count, || {
         for &device in &devices {
-            hub.handle(now, Input::Connect { device, session: 1, clean: true }, &mut out);
+            hub.handle(now, Input::Connect { device, session: 1, clean: true, model: None }, &mut out);
             hub.handle(now, Input::Subscribe { device, topics: Topics::ALL }, &mut out);
             hub.handle(now, Input::TwinGet { device }, &mut out);
             black_box(hub.device_twin_len(device));
@@ -77,10 +77,11 @@ fn put(hub: &mut Hub, id: &str, condition: &str, priority: u32, out: &mut Vec<Ou
         priority,
         target_condition: condition,
         device_content: r#"{"properties.desired.firmware":{"id":"fw-2","seq":2,"size":65536}}"#,
-        metrics: &[],
+        ..ConfigurationSpec::default()
     });
     let configuration = Arc::new(configuration.expect("a good configuration"));
-    hub.handle(Now::default(), Input::PutConfiguration(configuration), out);
+    let input = Input::PutConfiguration { configuration, if_match: None };
+    hub.handle(Now::default(), input, out);
 }
 
 fn report(hub: &mut Hub, devices: &[DeviceIx], what: &str, json: &str, interned: bool) {

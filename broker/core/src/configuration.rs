@@ -7,11 +7,16 @@
 //! keeps both, because then the desired properties are a function of what was written and which configurations
 //! apply, and no order of events can leave a twin with remains of a configuration that is gone.
 
+use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use fleetwave_protocol::WallTime;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrorCode, HubError};
+use crate::identity::is_forced;
 use crate::limits::{self, Section};
 use crate::query::{Condition, Query};
 use crate::tree::{Tree, escape};
@@ -26,12 +31,26 @@ pub struct ConfigurationSpec<'a> {
     pub id: &'a str,
     /// The higher wins.
     pub priority: u32,
-    /// `*` or an expression; nothing targets nothing.
+    /// `*` or an expression; nothing targets nothing. With a `moduleContent`, which is for modules:
+    /// `FROM devices.modules` alone or with `WHERE` and an expression.
     pub target_condition: &'a str,
-    /// The `deviceContent`: a JSON object from `properties.desired.PATH` to values.
+    /// The `deviceContent`: a JSON object from `properties.desired.PATH` to values. Of the three contents one is
+    /// given; an empty text, `{}` and `null` count as absent beside another one.
     pub device_content: &'a str,
+    /// The `moduleContent`, of the same form, for the twins of modules.
+    pub module_content: &'a str,
+    /// The `modulesContent` of an edge deployment, which this hub does not model.
+    pub modules_content: &'a str,
     /// Own metrics: names and queries.
     pub metrics: &'a [(&'a str, &'a str)],
+    /// A JSON object of texts, or nothing.
+    pub labels: &'a str,
+    /// `1.0` if nothing.
+    pub schema_version: &'a str,
+    /// When this was written. All shards get the same, so that they answer the same.
+    pub written: WallTime,
+    /// Of a configuration that comes out of a store: when it was created, and how often it had been written.
+    pub stored: Option<(WallTime, u32)>,
 }
 
 /// A configuration, checked and compiled; shards share it.
@@ -39,16 +58,95 @@ pub struct ConfigurationSpec<'a> {
 pub struct Configuration {
     id: Box<str>,
     priority: u32,
+    target_condition: Box<str>,
     condition: Condition,
+    modules: bool,
     content: Content,
-    metrics: Box<[(Box<str>, Query)]>,
+    content_text: Box<str>,
+    metrics: Box<[Metric]>,
+    labels: Box<str>,
+    schema_version: Box<str>,
+    written: WallTime,
+    stored: Option<(WallTime, u32)>,
+}
+
+/// A metric of a configuration's own.
+#[derive(Debug)]
+pub struct Metric {
+    name: Box<str>,
+    text: Box<str>,
+    query: Query,
+}
+
+impl Metric {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The query as it was given.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The query, for [`Hub::count_where`](crate::Hub::count_where).
+    #[must_use]
+    pub const fn query(&self) -> &Query {
+        &self.query
+    }
+}
+
+/// The etag of a configuration, without quotes: it changes with each write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigurationEtag(u32);
+
+impl ConfigurationEtag {
+    /// Whether a given etag, in quotes or bare, is this one.
+    #[must_use]
+    pub fn is(self, given: &str) -> bool {
+        given.trim_matches('"') == self.to_string()
+    }
+
+    fn check(self, if_match: Option<&str>) -> Result<(), HubError> {
+        if is_forced(if_match) || if_match.is_some_and(|given| self.is(given)) {
+            return Ok(());
+        }
+        let given = if_match.unwrap_or_default().trim_matches('"');
+        Err(HubError::new(
+            ErrorCode::PreconditionFailed,
+            format!("the configuration's etag is {self}, not {given}"),
+        ))
+    }
+}
+
+impl fmt::Display for ConfigurationEtag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0.to_string()))
+    }
+}
+
+/// A configuration as it is in force.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigurationView<'a> {
+    /// What it says.
+    pub configuration: &'a Arc<Configuration>,
+    /// When it was created.
+    pub created: WallTime,
+    /// When it was written last.
+    pub updated: WallTime,
+    /// Changes with each write.
+    pub etag: ConfigurationEtag,
+    /// How often it was written, for [`ConfigurationSpec::stored`].
+    pub writes: u32,
 }
 
 /// A path of escaped keys.
 type Path = Box<[Box<str>]>;
 
 #[derive(Debug)]
-struct Content {
+pub(crate) struct Content {
     paths: Box<[Path]>,
     /// The patch that removes what stands at the paths.
     clear: Tree,
@@ -60,10 +158,14 @@ impl Configuration {
     /// Checks and compiles a configuration.
     ///
     /// # Errors
-    /// 400401 for the condition, 400402 for the content, 400404 for a metric, 400004 for the id.
+    /// 400401 for the condition, 400402 for the content, 400404 for a metric, 400004 for the id or the labels; 501 for
+    /// a `modulesContent`.
     pub fn new(spec: &ConfigurationSpec<'_>) -> Result<Self, HubError> {
         check_id(spec.id)?;
-        let condition = Condition::parse(spec.target_condition).map_err(|error| {
+        let (modules, content) = content_of(spec)?;
+        let condition =
+            if modules { module_condition(spec.target_condition) } else { spec.target_condition.into() };
+        let condition = Condition::parse(&condition).map_err(|error| {
             HubError::new(
                 ErrorCode::InvalidConfigurationTargetCondition,
                 format!("target condition: {error}"),
@@ -72,8 +174,8 @@ impl Configuration {
         let metrics = spec
             .metrics
             .iter()
-            .map(|(name, query)| match Query::parse(query) {
-                Ok(query) => Ok((Box::from(*name), query)),
+            .map(|(name, query_text)| match Query::parse(query_text) {
+                Ok(query) => Ok(Metric { name: Box::from(*name), text: Box::from(*query_text), query }),
                 Err(error) => Err(HubError::new(
                     ErrorCode::InvalidConfigurationCustomMetricsQuery,
                     format!("metric {name:?}: {error}"),
@@ -83,9 +185,20 @@ impl Configuration {
         Ok(Self {
             id: spec.id.into(),
             priority: spec.priority,
+            target_condition: spec.target_condition.into(),
             condition,
-            content: Content::parse(spec.device_content)?,
+            modules,
+            content: Content::parse(content)?,
+            content_text: format!(
+                "{{\"{}\":{content}}}",
+                if modules { "moduleContent" } else { "deviceContent" }
+            )
+            .into(),
             metrics,
+            labels: checked_labels(spec.labels)?,
+            schema_version: if spec.schema_version.is_empty() { "1.0" } else { spec.schema_version }.into(),
+            written: spec.written,
+            stored: spec.stored,
         })
     }
 
@@ -101,9 +214,39 @@ impl Configuration {
         self.priority
     }
 
-    /// Its own metrics, for [`Hub::count_where`](crate::Hub::count_where).
+    /// The target condition as it was given.
     #[must_use]
-    pub fn metrics(&self) -> &[(Box<str>, Query)] {
+    pub fn target_condition(&self) -> &str {
+        &self.target_condition
+    }
+
+    /// Whether it targets modules, not devices.
+    #[must_use]
+    pub const fn targets_modules(&self) -> bool {
+        self.modules
+    }
+
+    /// Its content as JSON: an object with one member, `deviceContent` or `moduleContent`.
+    #[must_use]
+    pub fn content(&self) -> &str {
+        &self.content_text
+    }
+
+    /// Its labels, a JSON object.
+    #[must_use]
+    pub fn labels(&self) -> &str {
+        &self.labels
+    }
+
+    /// The version of the schema that it was given in.
+    #[must_use]
+    pub fn schema_version(&self) -> &str {
+        &self.schema_version
+    }
+
+    /// Its own metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &[Metric] {
         &self.metrics
     }
 
@@ -122,7 +265,74 @@ fn check_id(id: &str) -> Result<(), HubError> {
     )))
 }
 
-fn bad_content(message: impl Into<String>) -> HubError {
+/// Whether the content is for modules, and what it is.
+fn content_of<'a>(spec: &ConfigurationSpec<'a>) -> Result<(bool, &'a str), HubError> {
+    let given = |text: &str| {
+        let text: String = text.split_ascii_whitespace().collect();
+        !matches!(&*text, "" | "{}" | "null")
+    };
+    if given(spec.modules_content) {
+        return Err(HubError::new(
+            ErrorCode::NotImplemented,
+            "configurations with modulesContent (edge deployments) are not modelled: apply the content to each device, \
+             or use moduleContent",
+        ));
+    }
+    match (given(spec.device_content), given(spec.module_content)) {
+        (true, true) => Err(bad_content("deviceContent and moduleContent exclude each other")),
+        (false, true) => Ok((true, spec.module_content)),
+        // Of two empty ones the condition tells for whom it is.
+        (false, false) if spec.module_content.contains('{') && is_for_modules(spec.target_condition) => {
+            Ok((true, spec.module_content))
+        }
+        (_, false) => Ok((false, spec.device_content)),
+    }
+}
+
+fn is_for_modules(condition: &str) -> bool {
+    condition.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
+}
+
+/// The condition of `FROM devices.modules [WHERE condition]`, at the place where it stands; any other text as it is.
+fn module_condition(text: &str) -> String {
+    let mut rest = text;
+    let mut word = |expected: &str| {
+        let trimmed = rest.trim_start();
+        let end = trimmed.find(|c: char| c.is_ascii_whitespace() || c == '(').unwrap_or(trimmed.len());
+        let found = trimmed[..end].eq_ignore_ascii_case(expected);
+        if found {
+            rest = &trimmed[end..];
+        }
+        found
+    };
+    if !(word("FROM") && word("devices.modules")) {
+        return text.into();
+    }
+    let filtered = word("WHERE");
+    if !filtered && rest.trim().is_empty() {
+        return "*".into();
+    }
+    // Spaces keep the places that errors name.
+    format!("{}{rest}", " ".repeat(text.len() - rest.len()))
+}
+
+/// Checks labels: an object of texts.
+fn checked_labels(text: &str) -> Result<Box<str>, HubError> {
+    if text.trim().is_empty() {
+        return Ok("{}".into());
+    }
+    let bad = |what: String| limits::invalid(format!("the labels are not a JSON object of texts: {what}"));
+    match serde_json::from_str(text).map_err(|error| bad(error.to_string()))? {
+        Value::Null => Ok("{}".into()),
+        Value::Object(labels) => match labels.iter().find(|(_, value)| !value.is_string()) {
+            None => Ok(text.trim().into()),
+            Some((name, value)) => Err(bad(format!("{name:?} is {value}"))),
+        },
+        other => Err(bad(format!("they are {other}"))),
+    }
+}
+
+pub(crate) fn bad_content(message: impl Into<String>) -> HubError {
     HubError::new(ErrorCode::InvalidConfigurationContent, message.into())
 }
 
@@ -130,8 +340,13 @@ impl Content {
     fn parse(json: &str) -> Result<Self, HubError> {
         let parsed = serde_json::from_str(json).map_err(|error| bad_content(format!("not JSON: {error}")))?;
         let Value::Object(members) = parsed else {
-            return Err(bad_content("the device content is not a JSON object"));
+            return Err(bad_content("the content is not a JSON object"));
         };
+        Self::of(members)
+    }
+
+    /// The content of an object from `properties.desired.PATH` to values.
+    pub(crate) fn of(members: Map<String, Value>) -> Result<Self, HubError> {
         let mut paths: Vec<Path> = Vec::new();
         let (mut clear, mut set) = (Value::Object(Map::new()), Value::Object(Map::new()));
         for (name, value) in members {
@@ -156,7 +371,7 @@ impl Content {
         Ok(Self { paths: paths.into_boxed_slice(), clear, set })
     }
 
-    fn lay_over(&self, tree: &Tree) -> Tree {
+    pub(crate) fn lay_over(&self, tree: &Tree) -> Tree {
         tree.merge(&self.clear).0.merge(&self.set).0
     }
 }
@@ -232,6 +447,20 @@ struct Entry {
     configuration: Arc<Configuration>,
     /// The order of creation, which a change keeps.
     created: u64,
+    created_at: WallTime,
+    writes: u32,
+}
+
+impl Entry {
+    fn view(&self) -> ConfigurationView<'_> {
+        ConfigurationView {
+            configuration: &self.configuration,
+            created: self.created_at,
+            updated: self.configuration.written,
+            etag: ConfigurationEtag(self.writes),
+            writes: self.writes,
+        }
+    }
 }
 
 /// The configurations of a shard. A slot's content never changes while it is in use: a changed configuration gets a
@@ -242,6 +471,8 @@ pub(crate) struct ConfigurationSet {
     created: u64,
     /// Those whose condition mentions the device's id.
     individual: Active,
+    /// Those that target modules.
+    modules: Active,
     /// The reported properties that conditions mention, with whose those are.
     mentions: Vec<(Path, Active)>,
 }
@@ -254,6 +485,33 @@ impl ConfigurationSet {
 
     pub(crate) const fn individual(&self) -> Active {
         self.individual
+    }
+
+    /// Those that target modules, or those that target devices.
+    pub(crate) fn of_kind(&self, modules: bool) -> Active {
+        if modules { self.modules } else { self.all().without(self.modules) }
+    }
+
+    /// All as they are in force, in the order of their creation.
+    pub(crate) fn views(&self) -> Vec<ConfigurationView<'_>> {
+        let mut entries: Vec<_> = self.entries(self.all()).map(|(_, entry)| entry).collect();
+        entries.sort_unstable_by_key(|entry| entry.created);
+        entries.into_iter().map(Entry::view).collect()
+    }
+
+    /// The one of an id.
+    pub(crate) fn view(&self, id: &str) -> Option<ConfigurationView<'_>> {
+        let slot = self.find(id)?;
+        self.entries(slot).next().map(|(_, entry)| entry.view())
+    }
+
+    /// Finds the one of an id, if the etag that must be current is.
+    pub(crate) fn find_matching(&self, id: &str, if_match: Option<&str>) -> Result<Active, HubError> {
+        let missing =
+            || HubError::new(ErrorCode::ConfigurationNotFound, format!("there is no configuration {id:?}"));
+        let slot = self.find(id).ok_or_else(missing)?;
+        self.view(id).ok_or_else(missing)?.etag.check(if_match)?;
+        Ok(slot)
     }
 
     fn entries(&self, set: Active) -> impl Iterator<Item = (Active, &Entry)> {
@@ -270,8 +528,15 @@ impl ConfigurationSet {
     }
 
     /// Puts a configuration beside the one of the same id that it will replace. Answers both slots.
-    pub(crate) fn add(&mut self, configuration: Arc<Configuration>) -> Result<(Active, Active), HubError> {
-        let old = self.find(configuration.id()).unwrap_or(Active::NONE);
+    pub(crate) fn add(
+        &mut self,
+        configuration: Arc<Configuration>,
+        if_match: Option<&str>,
+    ) -> Result<(Active, Active), HubError> {
+        let old = match is_forced(if_match) {
+            true => self.find(configuration.id()).unwrap_or(Active::NONE),
+            false => self.find_matching(configuration.id(), if_match)?,
+        };
         if old.is_empty() && self.entries(self.all()).count() >= MAX_CONFIGURATIONS {
             return Err(HubError::new(
                 ErrorCode::ConfigurationCountLimitExceeded,
@@ -279,8 +544,19 @@ impl ConfigurationSet {
             ));
         }
         self.created += 1;
-        let created = self.entries(old).next().map_or(self.created, |(_, entry)| entry.created);
-        let entry = Entry { configuration, created };
+        let entry = match (self.entries(old).next(), configuration.stored) {
+            (Some((_, old)), _) => {
+                let Entry { created, created_at, writes, .. } = *old;
+                Entry { configuration, created, created_at, writes: writes.wrapping_add(1) }
+            }
+            (None, Some((created_at, writes))) => {
+                Entry { configuration, created: self.created, created_at, writes }
+            }
+            (None, None) => {
+                let created_at = configuration.written;
+                Entry { configuration, created: self.created, created_at, writes: 1 }
+            }
+        };
         let slot = match self.slots.iter().position(Option::is_none) {
             Some(free) => {
                 self.slots[free] = Some(entry);
@@ -295,6 +571,12 @@ impl ConfigurationSet {
         Ok((Active::only(slot), old))
     }
 
+    /// The etag of a slot that is in use.
+    pub(crate) fn etag(&self, slot: Active) -> ConfigurationEtag {
+        let entry = self.entries(slot).next();
+        entry.map_or(ConfigurationEtag(0), |(_, entry)| entry.view().etag)
+    }
+
     /// Frees the slots of a set.
     pub(crate) fn remove(&mut self, set: Active) {
         for slot in set.slots() {
@@ -304,8 +586,12 @@ impl ConfigurationSet {
     }
 
     fn index(&mut self) {
-        let (mut individual, mut mentions) = (Active::NONE, Vec::<(Path, Active)>::new());
+        let (mut individual, mut modules) = (Active::NONE, Active::NONE);
+        let mut mentions = Vec::<(Path, Active)>::new();
         for (slot, configuration) in self.iter(self.all()) {
+            if configuration.modules {
+                modules = modules.with(slot);
+            }
             if configuration.condition.is_individual() {
                 individual = individual.with(slot);
             }
@@ -316,7 +602,7 @@ impl ConfigurationSet {
                 }
             }
         }
-        (self.individual, self.mentions) = (individual, mentions);
+        (self.individual, self.modules, self.mentions) = (individual, modules, mentions);
     }
 
     /// The configurations whose condition mentions a reported property that differs between two documents.
@@ -383,6 +669,12 @@ mod tests {
         target_condition: "*",
         device_content: r#"{"properties.desired.a.b":1,"properties.desired.c":{"d":[null]}}"#,
         metrics: &[("done", "SELECT deviceId FROM devices WHERE properties.reported.a = 1")],
+        module_content: "",
+        modules_content: "",
+        labels: "",
+        schema_version: "",
+        written: WallTime::from_unix_millis(0),
+        stored: None,
     };
 
     #[test]

@@ -17,17 +17,22 @@ pub(crate) struct Device {
     pub(crate) reported: Section,
     /// Counts what the back end and configurations wrote; the etag is made of it.
     pub(crate) twin_version: u32,
-    pub(crate) last_activity: WallTime,
+    /// Zero: never.
+    last_activity: WallTime,
     /// The driver's number for the newest connection.
     pub(crate) session: u32,
     id_start: u32,
-    id_len: u8,
+    id_len: u16,
     pub(crate) topics: Topics,
     pub(crate) enabled: bool,
     pub(crate) connected: bool,
     /// Subscriptions outlive the connection (CleanSession 0).
     pub(crate) persistent: bool,
     pub(crate) deleted: bool,
+    /// A module: its id is `device/module`.
+    pub(crate) module: bool,
+    /// Its identity stands in the hub's table.
+    pub(crate) kept: bool,
 }
 
 /// A section of properties. Versions are 32 bits wide here: at the hub's limit for one twin that is years of changes.
@@ -44,6 +49,15 @@ impl Device {
         self.connected
     }
 
+    /// When it did something last, if it did.
+    pub(crate) fn last_activity(&self) -> Option<WallTime> {
+        Some(self.last_activity).filter(|at| at.as_unix_millis() > 0)
+    }
+
+    pub(crate) const fn active(&mut self, at: WallTime) {
+        self.last_activity = at;
+    }
+
     /// Whether the device is connected and subscribed.
     pub(crate) const fn hears(&self, topics: Topics) -> bool {
         self.connected && self.topics.contains(topics)
@@ -57,6 +71,7 @@ pub(crate) struct NewTwin {
     pub(crate) desired: Section,
     pub(crate) reported: Section,
     pub(crate) enabled: bool,
+    pub(crate) module: bool,
 }
 
 /// The devices of a shard, with all their ids in one piece of memory.
@@ -65,7 +80,9 @@ pub(crate) struct Registry {
     devices: Vec<Device>,
     ids: Vec<u8>,
     by_id: HashTable<u32>,
+    /// How many devices there are, without modules.
     live: usize,
+    live_modules: usize,
 }
 
 fn hash(id: &[u8]) -> u64 {
@@ -80,8 +97,14 @@ fn id_bytes<'a>(devices: &[Device], ids: &'a [u8], index: u32) -> &'a [u8] {
 }
 
 impl Registry {
+    /// How many devices there are, without modules.
     pub(crate) const fn len(&self) -> usize {
         self.live
+    }
+
+    /// How many modules there are.
+    pub(crate) const fn modules(&self) -> usize {
+        self.live_modules
     }
 
     pub(crate) fn find(&self, id: &str) -> Option<DeviceIx> {
@@ -102,9 +125,20 @@ impl Registry {
         self.devices.get_mut(ix.index()).filter(|device| !device.deleted)
     }
 
-    /// Every device that exists, in the order of their indices.
+    /// Every device and module that exists, in the order of their indices.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DeviceIx, &Device)> {
-        (0..).map(DeviceIx).zip(&self.devices).filter(|(_, device)| !device.deleted)
+        self.iter_from(DeviceIx(0))
+    }
+
+    /// Every device and module that exists from an index on.
+    pub(crate) fn iter_from(&self, first: DeviceIx) -> impl Iterator<Item = (DeviceIx, &Device)> {
+        let devices = self.devices.get(first.index()..).unwrap_or_default();
+        (first.0..).map(DeviceIx).zip(devices).filter(|(_, device)| !device.deleted)
+    }
+
+    /// Whether an index was ever given to a module.
+    pub(crate) fn was_module(&self, ix: DeviceIx) -> bool {
+        self.devices.get(ix.index()).is_some_and(|device| device.module)
     }
 
     /// One more than the highest index.
@@ -113,30 +147,32 @@ impl Registry {
     }
 
     /// Adds a device whose id is checked and new.
-    pub(crate) fn add(&mut self, id: &str, twin: NewTwin, created: WallTime) -> DeviceIx {
+    pub(crate) fn add(&mut self, id: &str, twin: NewTwin) -> DeviceIx {
         let index = self.bound();
         let id_start = u32::try_from(self.ids.len()).expect("fewer than 4 GiB of ids in a shard");
         self.ids.extend_from_slice(id.as_bytes());
-        let NewTwin { tags, layer, desired, reported, enabled } = twin;
+        let NewTwin { tags, layer, desired, reported, enabled, module } = twin;
         self.devices.push(Device {
             tags,
             layer,
             desired,
             reported,
             twin_version: 1,
-            last_activity: created,
+            last_activity: WallTime::from_unix_millis(0),
             session: 0,
             id_start,
-            id_len: u8::try_from(id.len()).expect("ids have at most 128 bytes"),
+            id_len: u16::try_from(id.len()).expect("ids have at most 257 bytes"),
             topics: Topics::NONE,
             enabled,
             connected: false,
             persistent: false,
             deleted: false,
+            module,
+            kept: false,
         });
         let (devices, ids) = (&self.devices, &self.ids);
         self.by_id.insert_unique(hash(id.as_bytes()), index, |&index| hash(id_bytes(devices, ids, index)));
-        self.live += 1;
+        *self.count_of(module) += 1;
         DeviceIx(index)
     }
 
@@ -145,12 +181,17 @@ impl Registry {
         let hash = hash(id_bytes(&self.devices, &self.ids, ix.0));
         if let Ok(entry) = self.by_id.find_entry(hash, |&index| index == ix.0) {
             entry.remove();
-            self.live -= 1;
         }
         if let Some(device) = self.get_mut(ix) {
             device.deleted = true;
             device.connected = false;
+            let module = device.module;
+            *self.count_of(module) -= 1;
         }
+    }
+
+    const fn count_of(&mut self, module: bool) -> &mut usize {
+        if module { &mut self.live_modules } else { &mut self.live }
     }
 
     /// Bytes on the heap.

@@ -10,6 +10,7 @@ use crate::c2d::Queue;
 use crate::configuration::{Active, ConfigurationSet};
 use crate::device::{Device, NewTwin, Registry, Section};
 use crate::error::{ErrorCode, HubError};
+use crate::identity::{Authentication, EDGE_MODULES, Identity, Kept, split};
 use crate::io::{DeviceIx, Input, Output};
 use crate::limits;
 use crate::method::{Call, Invocation};
@@ -56,13 +57,15 @@ pub struct DeviceSpec<'a> {
     pub desired: Option<&'a str>,
     /// The reported properties, a JSON object.
     pub reported: Option<&'a str>,
-    /// Whether it may connect.
+    /// Whether it may connect. A module has no status of its own: it follows its device.
     pub enabled: bool,
+    /// How it shows who it is; none for an identity that is derived and takes no memory.
+    pub identity: Option<&'a Identity>,
 }
 
 impl Default for DeviceSpec<'_> {
     fn default() -> Self {
-        Self { tags: None, desired: None, reported: None, enabled: true }
+        Self { tags: None, desired: None, reported: None, enabled: true, identity: None }
     }
 }
 
@@ -79,12 +82,19 @@ pub struct Hub {
     pub(crate) configurations: ConfigurationSet,
     /// Which configurations without a mention of the device's id target twins with these tags and reported properties.
     pub(crate) general_targets: FxHashMap<(DocId, DocId), Active>,
-    /// Which configurations target a twin with these tags after it took a transition of its reported properties,
-    /// given those that did before.
+    /// Which configurations, of those for its kind that mention what changed, target a twin with these tags after it
+    /// took a transition of its reported properties.
     pub(crate) targets_after: FxHashMap<(Active, DocId, TransitionId), Active>,
     /// A twin has changed since configurations were evaluated, and a timer is set for that.
     pub(crate) evaluation_due: bool,
     pub(crate) timers: Timers,
+    /// The identities that are not derived.
+    pub(crate) identities: FxHashMap<DeviceIx, Box<Kept>>,
+    /// The modules of devices that have any, in the order in which they were made.
+    pub(crate) modules: FxHashMap<DeviceIx, Vec<DeviceIx>>,
+    /// The models that devices named.
+    pub(crate) models: FxHashMap<DeviceIx, Arc<str>>,
+    pub(crate) last_model: Option<Arc<str>>,
     pub(crate) c2d: FxHashMap<DeviceIx, Queue>,
     /// The number of the newest C2D delivery.
     pub(crate) deliveries: u32,
@@ -113,6 +123,10 @@ impl Hub {
             targets_after: FxHashMap::default(),
             evaluation_due: false,
             timers: Timers::default(),
+            identities: FxHashMap::default(),
+            modules: FxHashMap::default(),
+            models: FxHashMap::default(),
+            last_model: None,
             c2d: FxHashMap::default(),
             deliveries: 0,
             calls: FxHashMap::default(),
@@ -123,19 +137,20 @@ impl Hub {
         }
     }
 
-    /// Makes a device. Configurations that target it apply at once, unless [`Options::cycle`] says later.
+    /// Makes a device, or the module `device/module` of a device. Configurations that target it apply at once,
+    /// unless [`Options::cycle`] says later. An edge device gets its modules `$edgeAgent` and `$edgeHub`.
     ///
     /// # Errors
-    /// 409001 if there is one of this id; 400 and 413 for an id or JSON that is against the rules.
+    /// 409001 or, for a module, 409301 if there is one of this id; 404001 if a module's device does not exist, 413003
+    /// if it has [as many](limits::MODULES) as it may; 400 and 413 for an id or JSON that is against the rules.
     pub fn create_device(&mut self, now: Now, id: &str, spec: DeviceSpec<'_>) -> Result<DeviceIx, HubError> {
-        limits::check_device_id(id)?;
-        if self.registry.find(id).is_some() {
-            return Err(HubError::new(ErrorCode::DeviceAlreadyExists, format!("there is a device {id:?}")));
-        }
+        let parent = self.check_new(id, &spec)?;
         let tags = self.document(spec.tags, limits::Section::Tags)?;
         let own = self.document(spec.desired, limits::Section::Desired)?;
         let reported = self.document(spec.reported, limits::Section::Reported)?;
-        let targeted = if self.evaluates_now(now) { self.targets(id, tags, reported) } else { Active::NONE };
+        let module = parent.is_some();
+        let targeted =
+            if self.evaluates_now(now) { self.targets(id, module, tags, reported) } else { Active::NONE };
         let layer = self.store.layer_of(own, targeted, &self.configurations);
         self.store.layer_mut(layer).devices += 1;
         let desired = self.store.layer(layer).doc;
@@ -146,10 +161,78 @@ impl Hub {
             version: stamp.version(),
         };
         let (desired, reported) = (section(desired), section(reported));
-        let twin = NewTwin { tags, layer, desired, reported, enabled: spec.enabled };
-        let ix = self.registry.add(id, twin, now.wall);
+        let twin = NewTwin { tags, layer, desired, reported, enabled: spec.enabled, module };
+        let ix = self.registry.add(id, twin);
+        if let Some(parent) = parent {
+            self.modules.entry(parent).or_default().push(ix);
+        }
+        if let Some(identity) = spec.identity {
+            self.keep_new(ix, identity.clone());
+            if identity.edge {
+                self.add_edge_modules(now, ix);
+            }
+        }
         self.sweep_if_full();
         Ok(ix)
+    }
+
+    /// Checks what is new about a device or module. Answers a module's device.
+    fn check_new(&self, id: &str, spec: &DeviceSpec<'_>) -> Result<Option<DeviceIx>, HubError> {
+        let (device, module) = split(id);
+        limits::check_id("device", device)?;
+        if let Some(reason) = spec.identity.and_then(|identity| identity.status_reason.as_deref()) {
+            limits::check_status_reason(reason)?;
+        }
+        let Some(module) = module else {
+            if self.registry.find(id).is_some() {
+                let message = format!("there is a device {id:?} already");
+                return Err(HubError::new(ErrorCode::DeviceAlreadyExists, message));
+            }
+            return Ok(None);
+        };
+        if module.contains('/') {
+            let message = format!("{id:?} would be a module below a module");
+            return Err(HubError::new(ErrorCode::CannotRegisterModuleToModule, message));
+        }
+        limits::check_id("module", module)?;
+        if !spec.enabled || spec.identity.is_some_and(|identity| identity.edge) {
+            return Err(limits::invalid("a module is neither disabled nor an edge device: its device is"));
+        }
+        let Some(parent) = self.registry.find(device) else {
+            return Err(HubError::new(ErrorCode::DeviceNotFound, format!("there is no device {device:?}")));
+        };
+        if self.registry.find(id).is_some() {
+            let message = format!("the device {device:?} has a module {module:?} already");
+            return Err(HubError::new(ErrorCode::ModuleAlreadyExistsOnDevice, message));
+        }
+        if self.modules_of(parent).len() >= limits::MODULES {
+            let message = format!("a device has at most {} modules, as {device:?} does", limits::MODULES);
+            return Err(HubError::new(ErrorCode::TooManyModulesOnDevice, message));
+        }
+        Ok(Some(parent))
+    }
+
+    /// Makes the modules that an edge device has, as far as they are missing and there is room for them.
+    pub(crate) fn add_edge_modules(&mut self, now: Now, device: DeviceIx) {
+        for name in EDGE_MODULES {
+            self.add_managed_module(now, device, name);
+        }
+    }
+
+    /// Makes a module that the edge manages, unless it is there. Nobody can connect as it before it has keys.
+    pub(crate) fn add_managed_module(&mut self, now: Now, device: DeviceIx, name: &str) {
+        let view = self.identity(device);
+        let id = format!("{}/{name}", view.device_id);
+        let made = u64::try_from(self.modules_of(device).len()).unwrap_or_default();
+        let identity = Identity {
+            authentication: Authentication::None,
+            generation_id: view.generation_id.wrapping_add(made + 1),
+            managed_by: Some("iotEdge".into()),
+            ..Identity::default()
+        };
+        // One that is there already, or is one too many, changes nothing.
+        let _ =
+            self.create_device(now, &id, DeviceSpec { identity: Some(&identity), ..DeviceSpec::default() });
     }
 
     fn document(&mut self, json: Option<&str>, section: limits::Section) -> Result<DocId, HubError> {
@@ -160,19 +243,19 @@ impl Hub {
         Ok(doc)
     }
 
-    /// The device of an id.
+    /// The device of an id, or the module of `device/module`.
     #[must_use]
     pub fn find(&self, id: &str) -> Option<DeviceIx> {
         self.registry.find(id)
     }
 
-    /// Whether the device exists.
+    /// Whether the device or module exists.
     #[must_use]
     pub fn exists(&self, device: DeviceIx) -> bool {
         self.registry.get(device).is_some()
     }
 
-    /// The id of a device, also of a deleted one.
+    /// The id of a device, or `device/module`; also of a deleted one.
     ///
     /// # Panics
     /// If this hub never had the device.
@@ -181,7 +264,7 @@ impl Hub {
         self.registry.id(device)
     }
 
-    /// How many devices there are.
+    /// How many devices there are. Modules are not counted.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.registry.len()
@@ -193,9 +276,52 @@ impl Hub {
         self.len() == 0
     }
 
-    /// Every device, in the order in which they were made.
+    /// How many modules there are.
+    #[must_use]
+    pub const fn modules_len(&self) -> usize {
+        self.registry.modules()
+    }
+
+    /// Every device, in the order in which they were made. Modules are not among them.
     pub fn devices(&self) -> impl Iterator<Item = DeviceIx> {
-        self.registry.iter().map(|(ix, _)| ix)
+        self.devices_from(DeviceIx(0))
+    }
+
+    /// Every device from `first` on, in the order in which they were made: a page of devices begins behind the last
+    /// one of the page before, at [`DeviceIx::next`].
+    pub fn devices_from(&self, first: DeviceIx) -> impl Iterator<Item = DeviceIx> {
+        self.registry.iter_from(first).filter(|(_, device)| !device.module).map(|(ix, _)| ix)
+    }
+
+    /// Every module, in the order in which they were made.
+    pub fn modules(&self) -> impl Iterator<Item = DeviceIx> {
+        self.modules_from(DeviceIx(0))
+    }
+
+    /// Every module from `first` on, in the order in which they were made.
+    pub fn modules_from(&self, first: DeviceIx) -> impl Iterator<Item = DeviceIx> {
+        self.registry.iter_from(first).filter(|(_, device)| device.module).map(|(ix, _)| ix)
+    }
+
+    /// The modules of a device, in the order in which they were made.
+    #[must_use]
+    pub fn modules_of(&self, device: DeviceIx) -> &[DeviceIx] {
+        self.modules.get(&device).map_or(&[], |modules| modules)
+    }
+
+    /// The device that a module is of; none for a device.
+    #[must_use]
+    pub fn parent_of(&self, module: DeviceIx) -> Option<DeviceIx> {
+        if !self.registry.was_module(module) {
+            return None;
+        }
+        self.registry.find(split(self.registry.id(module)).0)
+    }
+
+    /// Whether it is a module.
+    #[must_use]
+    pub fn is_module(&self, device: DeviceIx) -> bool {
+        self.registry.was_module(device)
     }
 
     /// Bytes on the heap that grow with the number of devices, whatever their twins say.
@@ -223,7 +349,9 @@ impl Hub {
     /// Takes an input. Effects are appended to `out`.
     pub fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Vec<Output>) {
         match input {
-            Input::Connect { device, session, clean } => self.connect(now, device, session, clean, out),
+            Input::Connect { device, session, clean, model } => {
+                self.connect(now, device, session, clean, model, out);
+            }
             Input::Disconnect { device, session } => self.disconnect(now, device, session, out),
             Input::Subscribe { device, topics } => self.subscribe(now, device, topics, out),
             Input::Unsubscribe { device, topics } => self.unsubscribe(device, topics),
@@ -236,8 +364,13 @@ impl Hub {
                 self.answer(device, call, status, body, out);
             }
             Input::C2dAck { device, delivery } => self.complete_c2d(now, device, delivery, out),
-            Input::PutConfiguration(configuration) => self.put_configuration(now, configuration, out),
-            Input::DeleteConfiguration { id } => self.delete_configuration(now, id, out),
+            Input::PutConfiguration { configuration, if_match } => {
+                self.put_configuration(now, configuration, if_match, out);
+            }
+            Input::DeleteConfiguration { id, if_match } => {
+                self.delete_configuration(now, id, if_match, out);
+            }
+            Input::ApplyContent { device, content } => self.apply_content(now, device, content, out),
             Input::PatchTwin { device, tags, desired, if_match } => {
                 self.write_twin(now, device, tags, desired, if_match, Write::Merge, out);
             }
@@ -251,7 +384,10 @@ impl Hub {
                 self.invoke(now, device, &call, out);
             }
             Input::SetStatus { device, enabled } => self.set_status(now, device, enabled, out),
-            Input::DeleteDevice { device } => self.delete_device(device, out),
+            Input::PutIdentity { device, identity, if_match } => {
+                self.put_identity(now, device, identity, if_match, out);
+            }
+            Input::DeleteDevice { device, if_match } => self.delete_device(device, if_match, out),
             Input::Timer => {
                 while let Some((ticket, due)) = self.timers.pop(now.at) {
                     match due {
@@ -271,9 +407,15 @@ impl Hub {
 
     /// The device, for a service that names one.
     pub(crate) fn existing(&self, ix: DeviceIx) -> Result<&Device, HubError> {
-        self.registry
-            .get(ix)
-            .ok_or_else(|| HubError::new(ErrorCode::DeviceNotFound, "there is no such device"))
+        self.registry.get(ix).ok_or_else(|| self.missing(ix))
+    }
+
+    fn missing(&self, ix: DeviceIx) -> HubError {
+        if self.registry.was_module(ix) {
+            HubError::new(ErrorCode::ModuleNotFound, "there is no such module")
+        } else {
+            HubError::new(ErrorCode::DeviceNotFound, "there is no such device")
+        }
     }
 
     fn sweep_if_full(&mut self) {

@@ -43,7 +43,7 @@ impl Bench {
     }
 
     fn connect(&mut self, session: u32, clean: bool) -> Vec<Output> {
-        self.give(Input::Connect { device: self.device, session, clean })
+        self.give(Input::Connect { device: self.device, session, clean, model: None })
     }
 
     fn report(&mut self, json: &str) -> (u16, u64, Option<ErrorCode>) {
@@ -80,9 +80,9 @@ impl Bench {
             priority,
             target_condition: target,
             device_content: content,
-            metrics: &[],
+            ..ConfigurationSpec::default()
         });
-        self.give(Input::PutConfiguration(Arc::new(configuration.unwrap())))
+        self.give(Input::PutConfiguration { configuration: Arc::new(configuration.unwrap()), if_match: None })
     }
 
     fn desired(&self) -> &str {
@@ -156,7 +156,7 @@ fn subscriptions_outlive_a_connection_only_without_clean_session() {
 fn unknown_and_disabled_devices_are_refused() {
     let mut bench = Bench::online();
     let stranger = DeviceIx::from_index(7);
-    let out = bench.give(Input::Connect { device: stranger, session: 9, clean: true });
+    let out = bench.give(Input::Connect { device: stranger, session: 9, clean: true, model: None });
     assert!(matches!(out[..], [Output::Refused { reason: Refusal::Unknown, .. }]));
     let out = bench.give(Input::SetStatus { device: bench.device, enabled: false });
     assert!(matches!(
@@ -352,7 +352,7 @@ fn a_deleted_device_takes_what_was_its_with_it() {
     bench.send("x", Feedback::Full);
     bench.put("c", 1, "*", r#"{"properties.desired.a":1}"#);
     let device = bench.device;
-    let out = bench.give(Input::DeleteDevice { device });
+    let out = bench.give(Input::DeleteDevice { device, if_match: None });
     assert!(matches!(
         &out[..],
         [
@@ -363,7 +363,7 @@ fn a_deleted_device_takes_what_was_its_with_it() {
     ));
     assert_eq!((bench.hub.len(), bench.hub.find("dev-0000001"), bench.hub.next_deadline()), (0, None, None));
     assert_eq!(bench.hub.configuration_counts("c"), Some(Counts::default()));
-    assert_eq!(code(&bench.give(Input::DeleteDevice { device })), ErrorCode::DeviceNotFound);
+    assert_eq!(code(&bench.give(Input::DeleteDevice { device, if_match: None })), ErrorCode::DeviceNotFound);
     assert_eq!(code(&bench.invoke(0, 6)), ErrorCode::DeviceNotFound);
     let again = bench.hub.create_device(at(9), "dev-0000001", DeviceSpec::default()).unwrap();
     assert_ne!(again, device);
@@ -439,11 +439,14 @@ fn priorities_decide_and_what_a_higher_one_hid_comes_back() {
     ));
     let input = Input::PatchTwin { device, tags: None, desired: Some(br#"{"a":{"own":2}}"#), if_match: None };
     assert!(matches!(bench.give(input)[..], [Output::Service(Ok(_))]));
-    bench.give(Input::DeleteConfiguration { id: "high" });
+    bench.give(Input::DeleteConfiguration { id: "high", if_match: None });
     assert_eq!(bench.desired(), r#"{"a":{"x":3}}"#);
-    bench.give(Input::DeleteConfiguration { id: "low" });
+    bench.give(Input::DeleteConfiguration { id: "low", if_match: None });
     assert_eq!(bench.desired(), r#"{"a":{"own":2}}"#);
-    assert_eq!(code(&bench.give(Input::DeleteConfiguration { id: "low" })), ErrorCode::ConfigurationNotFound);
+    assert_eq!(
+        code(&bench.give(Input::DeleteConfiguration { id: "low", if_match: None })),
+        ErrorCode::ConfigurationNotFound
+    );
 }
 
 #[test]
@@ -469,9 +472,13 @@ fn a_condition_on_the_id_tells_equal_twins_apart() {
         device_content: r#"{"properties.desired.x":1}"#,
         ..ConfigurationSpec::default()
     });
-    hub.handle(at(0), Input::PutConfiguration(Arc::new(configuration.unwrap())), &mut out);
+    hub.handle(
+        at(0),
+        Input::PutConfiguration { configuration: Arc::new(configuration.unwrap()), if_match: None },
+        &mut out,
+    );
     for device in devices {
-        hub.handle(at(0), Input::Connect { device, session: 1, clean: true }, &mut out);
+        hub.handle(at(0), Input::Connect { device, session: 1, clean: true, model: None }, &mut out);
         let patch = Patch::Json(br#"{"a":1}"#);
         hub.handle(at(0), Input::Report { device, base: None, patch }, &mut out);
     }
@@ -493,7 +500,7 @@ fn content_that_does_not_fit_into_a_twin_targets_it_and_is_not_applied() {
     bench.put("high", 2, "*", &content("b", 5));
     assert_eq!(bench.hub.configuration_counts("low"), Some(Counts { targeted: 1, applied: 0 }));
     assert_eq!(bench.hub.configuration_counts("high"), Some(Counts { targeted: 1, applied: 1 }));
-    bench.give(Input::DeleteConfiguration { id: "high" });
+    bench.give(Input::DeleteConfiguration { id: "high", if_match: None });
     assert_eq!(bench.hub.configuration_counts("low"), Some(Counts { targeted: 1, applied: 1 }));
 }
 
@@ -540,7 +547,7 @@ fn a_fleet_that_reports_unique_values_leaves_nothing_behind() {
         .map(|number| hub.create_device(at(0), &format!("d{number}"), DeviceSpec::default()).unwrap())
         .collect();
     for &device in &devices {
-        hub.handle(at(0), Input::Connect { device, session: 1, clean: true }, &mut out);
+        hub.handle(at(0), Input::Connect { device, session: 1, clean: true, model: None }, &mut out);
     }
     for round in 0..100 {
         for &device in &devices {

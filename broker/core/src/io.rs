@@ -6,8 +6,9 @@ use std::sync::Arc;
 use fleetwave_protocol::WallTime;
 
 use crate::c2d::{C2dMessage, FeedbackStatus};
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, ConfigurationEtag};
 use crate::error::HubError;
+use crate::identity::{DeviceEtag, IdentityChange};
 use crate::store::{DesiredPatch, PatchId};
 
 /// A device's dense index in its shard, given by [`Hub::create_device`](crate::Hub::create_device) and never
@@ -26,6 +27,12 @@ impl DeviceIx {
     #[must_use]
     pub const fn from_index(index: u32) -> Self {
         Self(index)
+    }
+
+    /// The index behind this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -97,6 +104,8 @@ pub enum Input<'a> {
         session: u32,
         /// MQTT's CleanSession: forget subscriptions, now and when it disconnects.
         clean: bool,
+        /// The `model-id` that it named.
+        model: Option<&'a str>,
     },
     /// A connection ended.
     Disconnect {
@@ -161,11 +170,25 @@ pub enum Input<'a> {
         delivery: u32,
     },
     /// Create a configuration, or change the one of the same id.
-    PutConfiguration(Arc<Configuration>),
+    PutConfiguration {
+        /// What it is from now on.
+        configuration: Arc<Configuration>,
+        /// The etag that must be current; none or `*` forces. One that does not exist has none.
+        if_match: Option<&'a str>,
+    },
     /// Delete a configuration; its values leave the twins.
     DeleteConfiguration {
         /// Which.
         id: &'a str,
+        /// The etag that must be current; none or `*` forces.
+        if_match: Option<&'a str>,
+    },
+    /// Write the content of a configuration into the desired properties of one device and its modules, once.
+    ApplyContent {
+        /// Whose.
+        device: DeviceIx,
+        /// JSON: an object with `deviceContent`, `modulesContent` or both.
+        content: &'a [u8],
     },
     /// Merge into tags and desired properties.
     PatchTwin {
@@ -223,10 +246,21 @@ pub enum Input<'a> {
         /// Whether it may connect.
         enabled: bool,
     },
-    /// Forget the device.
+    /// Change the identity of a device or module; disabling a device ends its connection and its modules'.
+    PutIdentity {
+        /// Whose.
+        device: DeviceIx,
+        /// What is to be another.
+        identity: &'a IdentityChange,
+        /// The identity's etag that must be current; none or `*` forces.
+        if_match: Option<&'a str>,
+    },
+    /// Forget the device and its modules, or the module.
     DeleteDevice {
         /// Which.
         device: DeviceIx,
+        /// The identity's etag that must be current; none or `*` forces.
+        if_match: Option<&'a str>,
     },
     /// [`Hub::next_deadline`](crate::Hub::next_deadline) has come.
     Timer,
@@ -258,7 +292,10 @@ pub enum CloseReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     /// The configuration is in force.
-    ConfigurationPut,
+    ConfigurationPut {
+        /// The etag that it has now.
+        etag: ConfigurationEtag,
+    },
     /// The configuration is gone.
     ConfigurationDeleted,
     /// The twin was written; read it for its new etag.
@@ -275,6 +312,11 @@ pub enum Done {
     },
     /// The status is set.
     StatusSet,
+    /// The identity is written.
+    IdentityPut {
+        /// The etag that it has now.
+        etag: DeviceEtag,
+    },
     /// The device is gone.
     DeviceDeleted,
 }

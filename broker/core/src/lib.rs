@@ -15,7 +15,7 @@
 //! let mut out = Vec::new();
 //! let now = Now::default();
 //! let device = hub.create_device(now, "dev-1", DeviceSpec { tags: Some(r#"{"ring":1}"#), ..DeviceSpec::default() })?;
-//! hub.handle(now, Input::Connect { device, session: 1, clean: true }, &mut out);
+//! hub.handle(now, Input::Connect { device, session: 1, clean: true, model: None }, &mut out);
 //! hub.handle(now, Input::Subscribe { device, topics: Topics::ALL }, &mut out);
 //! out.clear();
 //!
@@ -25,7 +25,8 @@
 //!     device_content: r#"{"properties.desired.firmware":{"id":"fw-2"}}"#,
 //!     ..ConfigurationSpec::default()
 //! })?;
-//! hub.handle(now, Input::PutConfiguration(Arc::new(configuration)), &mut out);
+//! let configuration = Arc::new(configuration);
+//! hub.handle(now, Input::PutConfiguration { configuration, if_match: None }, &mut out);
 //! let [Output::Service(Ok(_)), Output::Desired { version: 2, patch, .. }] = &out[..] else { panic!() };
 //! assert_eq!(patch.text(), r#"{"firmware":{"id":"fw-2"}}"#);
 //! # Ok::<(), fleetwave_hub_core::HubError>(())
@@ -34,11 +35,13 @@
 //! What it costs: twins with equal content share it, and so do all things that are computed from it, see the `store`
 //! module. A device's own record is some 60 bytes and 12 for each time that its twin's parts were written at.
 
+mod apply;
 mod c2d;
 mod configuration;
 mod device;
 mod error;
 mod hub;
+mod identity;
 mod io;
 pub mod limits;
 mod method;
@@ -61,10 +64,16 @@ mod hub_tests;
 mod model_tests;
 
 pub use c2d::{C2dMessage, Feedback, FeedbackStatus};
-pub use configuration::{Configuration, ConfigurationSpec, MAX_CONFIGURATIONS};
+pub use configuration::{
+    Configuration, ConfigurationEtag, ConfigurationSpec, ConfigurationView, MAX_CONFIGURATIONS, Metric,
+};
 pub use error::{ErrorCode, HubError};
 pub use hub::{Cycle, DeviceSpec, Hub, Options};
+pub use identity::{
+    Authentication, DeviceEtag, Identity, IdentityChange, IdentityView, Statistics, Thumbprint,
+};
 pub use io::{CloseReason, DeviceIx, Done, Input, MethodAnswer, Output, Patch, Refusal, Topics};
 pub use rollout::Counts;
 pub use store::{DesiredPatch, Doc, PatchId};
+pub use time_text::{Iso8601, Since};
 pub use twin::{Etag, TwinView};

@@ -29,8 +29,12 @@ pub const STRING_SIZE: usize = 4 * 1024;
 pub const MIN_INTEGER: i64 = -(1 << 52);
 /// The largest integer.
 pub const MAX_INTEGER: i64 = (1 << 52) - 1;
-/// Longest device id, in bytes.
+/// Longest device id and longest module id, in bytes.
 pub const DEVICE_ID_SIZE: usize = 128;
+/// Most modules that a device may have.
+pub const MODULES: usize = 50;
+/// Longest reason of a status, in characters.
+pub const STATUS_REASON_SIZE: usize = 128;
 
 /// Which section a document is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,15 +116,24 @@ fn check_key(key: &str) -> Result<(), HubError> {
     }
 }
 
-/// Checks a device id.
-pub(crate) fn check_device_id(id: &str) -> Result<(), HubError> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-.+%_#*?!(),:=@$'".contains(&b);
+/// Checks the id of a device (`what` is "device") or of a module.
+pub(crate) fn check_id(what: &str, id: &str) -> Result<(), HubError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-.+%_#*?!(),:;=@$'".contains(&b);
     if (1..=DEVICE_ID_SIZE).contains(&id.len()) && id.bytes().all(allowed) {
         return Ok(());
     }
     Err(invalid(format!(
-        "the device id {id:?} is not 1 to {DEVICE_ID_SIZE} ASCII letters, digits and -.+%_#*?!(),:=@$'"
+        "the {what} id {id:?} is not 1 to {DEVICE_ID_SIZE} ASCII letters, digits and -.+%_#*?!(),:;=@$'"
     )))
+}
+
+/// Checks the reason of a status.
+pub(crate) fn check_status_reason(reason: &str) -> Result<(), HubError> {
+    let length = reason.chars().count();
+    if length <= STATUS_REASON_SIZE {
+        return Ok(());
+    }
+    Err(invalid(format!("the status reason has {length} characters, the limit is {STATUS_REASON_SIZE}")))
 }
 
 pub(crate) fn invalid(message: impl Into<String>) -> HubError {
@@ -172,9 +185,9 @@ mod tests {
 
     #[test]
     fn device_ids_are_what_the_registry_takes() {
-        assert!(check_device_id("dev-0000001").is_ok());
+        assert!(check_id("device", "dev-0000001").is_ok());
         for bad in ["", "a b", "a/b", "ü", &"x".repeat(129)] {
-            assert!(check_device_id(bad).is_err(), "{bad:?}");
+            assert!(check_id("device", bad).is_err(), "{bad:?}");
         }
     }
 }

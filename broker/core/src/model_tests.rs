@@ -315,11 +315,14 @@ impl Run {
                     priority: *priority,
                     target_condition: &text,
                     device_content: &Value::Object(device_content).to_string(),
-                    metrics: &[],
+                    ..ConfigurationSpec::default()
                 });
                 self.hub.handle(
                     now,
-                    Input::PutConfiguration(Arc::new(configuration.unwrap())),
+                    Input::PutConfiguration {
+                        configuration: Arc::new(configuration.unwrap()),
+                        if_match: None,
+                    },
                     &mut self.out,
                 );
                 self.model.created += 1;
@@ -329,7 +332,11 @@ impl Run {
                 self.model.configs.insert(*id, config);
             }
             Step::Delete { id } => {
-                self.hub.handle(now, Input::DeleteConfiguration { id: &format!("c{id}") }, &mut self.out);
+                self.hub.handle(
+                    now,
+                    Input::DeleteConfiguration { id: &format!("c{id}"), if_match: None },
+                    &mut self.out,
+                );
                 let known = self.model.configs.remove(id).is_some();
                 assert_eq!(matches!(self.out[0], Output::Service(Ok(_))), known);
             }
@@ -390,7 +397,11 @@ impl Run {
             }
             Step::Connect { device } => {
                 let ix = self.devices[*device];
-                self.hub.handle(now, Input::Connect { device: ix, session: 1, clean: true }, &mut self.out);
+                self.hub.handle(
+                    now,
+                    Input::Connect { device: ix, session: 1, clean: true, model: None },
+                    &mut self.out,
+                );
                 self.hub.handle(now, Input::Subscribe { device: ix, topics: Topics::ALL }, &mut self.out);
                 let twin = &mut self.model.twins[*device];
                 twin.connected = true;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use fleetwave_protocol::{Instant, Now};
 use rustc_hash::FxHashMap;
 
-use crate::configuration::{Active, Configuration};
-use crate::error::{ErrorCode, HubError};
+use crate::configuration::{Active, Configuration, ConfigurationView};
 use crate::hub::{Cycle, Hub};
 use crate::io::{DeviceIx, Done, Output, Topics};
 use crate::query::Query;
@@ -40,12 +39,24 @@ impl Hub {
         Some(counts)
     }
 
-    /// How many twins of this shard a query selects.
+    /// The configurations, in the order of their creation.
+    #[must_use]
+    pub fn configurations(&self) -> Vec<ConfigurationView<'_>> {
+        self.configurations.views()
+    }
+
+    /// The configuration of an id.
+    #[must_use]
+    pub fn configuration(&self, id: &str) -> Option<ConfigurationView<'_>> {
+        self.configurations.view(id)
+    }
+
+    /// How many device twins of this shard a query selects.
     #[must_use]
     pub fn count_where(&self, query: &Query) -> u64 {
         let mut known: FxHashMap<(DocId, DocId, LayerId), bool> = FxHashMap::default();
         let mut count = 0;
-        for (ix, device) in self.registry.iter() {
+        for (ix, device) in self.registry.iter().filter(|(_, device)| !device.module) {
             let selects = || query.matches(&self.scope(ix, device));
             let selected = if query.is_individual() {
                 selects()
@@ -68,7 +79,8 @@ impl Hub {
     }
 
     /// Which configurations target a twin.
-    pub(crate) fn targets(&mut self, id: &str, tags: DocId, reported: DocId) -> Active {
+    pub(crate) fn targets(&mut self, id: &str, module: bool, tags: DocId, reported: DocId) -> Active {
+        let kind = self.configurations.of_kind(module);
         let individual = self.configurations.individual();
         let general = match self.general_targets.get(&(tags, reported)) {
             Some(&known) => known,
@@ -78,7 +90,7 @@ impl Hub {
                 hits
             }
         };
-        general.with(self.matching(id, tags, reported, individual))
+        general.and(kind).with(self.matching(id, tags, reported, individual.and(kind)))
     }
 
     /// Makes `targeted` the configurations that target a device.
@@ -132,13 +144,15 @@ impl Hub {
         &mut self,
         now: Now,
         configuration: Arc<Configuration>,
+        if_match: Option<&str>,
         out: &mut Vec<Output>,
     ) {
-        let (slot, replaced) = match self.configurations.add(Arc::clone(&configuration)) {
-            Ok(slots) => slots,
+        let added = self.configurations.add(Arc::clone(&configuration), if_match);
+        let (slot, replaced, etag) = match added {
+            Ok((slot, replaced)) => (slot, replaced, self.configurations.etag(slot)),
             Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
         };
-        out.push(Output::Service(Ok(Done::ConfigurationPut)));
+        out.push(Output::Service(Ok(Done::ConfigurationPut { etag })));
         self.forget_targets();
         let condition = configuration.condition();
         let mut known: FxHashMap<(DocId, DocId), bool> = FxHashMap::default();
@@ -147,7 +161,9 @@ impl Hub {
             let Some(device) = self.device(ix) else { continue };
             let (tags, reported) = (device.tags, self.store.pattern_doc(device.reported.pattern));
             let matches = || condition.matches(&self.scope(ix, device));
-            let hit = if condition.is_individual() {
+            let hit = if device.module != configuration.targets_modules() {
+                false
+            } else if condition.is_individual() {
                 matches()
             } else {
                 *known.entry((tags, reported)).or_insert_with(matches)
@@ -168,11 +184,16 @@ impl Hub {
         self.forget_targets();
     }
 
-    pub(crate) fn delete_configuration(&mut self, now: Now, id: &str, out: &mut Vec<Output>) {
-        let Some(slot) = self.configurations.find(id) else {
-            let error =
-                HubError::new(ErrorCode::ConfigurationNotFound, format!("there is no configuration {id:?}"));
-            return out.push(Output::Service(Err(Box::new(error))));
+    pub(crate) fn delete_configuration(
+        &mut self,
+        now: Now,
+        id: &str,
+        if_match: Option<&str>,
+        out: &mut Vec<Output>,
+    ) {
+        let slot = match self.configurations.find_matching(id, if_match) {
+            Ok(slot) => slot,
+            Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
         };
         out.push(Output::Service(Ok(Done::ConfigurationDeleted)));
         for ix in (0..self.registry.bound()).map(DeviceIx) {
@@ -213,13 +234,14 @@ impl Hub {
 
     /// Which configurations target an existing device, were these its tags and reported properties.
     pub(crate) fn targets_of(&mut self, ix: DeviceIx, tags: DocId, reported: DocId) -> Active {
+        let module = self.registry.was_module(ix);
         if self.configurations.individual().is_empty()
             && let Some(&known) = self.general_targets.get(&(tags, reported))
         {
-            return known;
+            return known.and(self.configurations.of_kind(module));
         }
         let id = self.registry.id(ix).to_owned();
-        self.targets(&id, tags, reported)
+        self.targets(&id, module, tags, reported)
     }
 
     /// Whether configurations are evaluated at once; if not, a timer is set.

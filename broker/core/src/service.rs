@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::error::{ErrorCode, HubError};
 use crate::hub::{Hub, Write};
+use crate::identity::is_forced;
 use crate::io::{CloseReason, DeviceIx, Done, Output};
 use crate::limits::Section;
 use crate::store::{DocId, PatchId};
@@ -59,8 +60,7 @@ impl Hub {
     ) -> Result<Plan, HubError> {
         let device = self.existing(ix)?;
         let etag = Etag::of(device.twin_version);
-        let forced = if_match.is_none_or(|etag| etag.trim_matches('"') == "*");
-        if !forced && !if_match.is_some_and(|given| etag.is(given)) {
+        if !is_forced(if_match) && !if_match.is_some_and(|given| etag.is(given)) {
             return Err(HubError::new(ErrorCode::PreconditionFailed, "the twin's etag is another one"));
         }
         let (old_tags, old_own) = (device.tags, self.store.layer(device.layer).own);
@@ -107,23 +107,23 @@ impl Hub {
         self.store.pattern_doc(self.store.transition(step).to) == doc
     }
 
-    pub(crate) fn set_status(&mut self, now: Now, ix: DeviceIx, enabled: bool, out: &mut Vec<Output>) {
-        let result = self.existing(ix).map(|_| Done::StatusSet);
-        out.push(Output::Service(result.map_err(Box::new)));
-        if let Some(device) = self.registry.get_mut(ix) {
-            device.enabled = enabled;
+    pub(crate) fn delete_device(&mut self, ix: DeviceIx, if_match: Option<&str>, out: &mut Vec<Output>) {
+        let checked = self.existing(ix).map(|_| ()).and_then(|()| self.check_device_etag(ix, if_match));
+        if let Err(error) = checked {
+            return out.push(Output::Service(Err(Box::new(error))));
         }
-        if !enabled {
-            self.end_session(now, ix, CloseReason::Disabled, out);
+        out.push(Output::Service(Ok(Done::DeviceDeleted)));
+        if let Some(modules) = self.parent_of(ix).and_then(|parent| self.modules.get_mut(&parent)) {
+            modules.retain(|&module| module != ix);
+        }
+        self.remove(ix, out);
+        for module in self.modules.remove(&ix).unwrap_or_default() {
+            self.remove(module, out);
         }
     }
 
-    pub(crate) fn delete_device(&mut self, ix: DeviceIx, out: &mut Vec<Output>) {
-        let Some(device) = self.registry.get(ix) else {
-            let error = HubError::new(ErrorCode::DeviceNotFound, "there is no such device");
-            return out.push(Output::Service(Err(Box::new(error))));
-        };
-        out.push(Output::Service(Ok(Done::DeviceDeleted)));
+    fn remove(&mut self, ix: DeviceIx, out: &mut Vec<Output>) {
+        let Some(device) = self.registry.get(ix) else { return };
         if device.connected {
             out.push(Output::Close { device: ix, session: device.session, reason: CloseReason::Deleted });
         }
@@ -132,6 +132,8 @@ impl Hub {
             self.stamps.release(section.stamps, self.store.slots(section.pattern));
         }
         self.registry.remove(ix);
+        self.identities.remove(&ix);
+        self.models.remove(&ix);
         self.forget_c2d(ix);
         self.forget_calls(ix, out);
     }

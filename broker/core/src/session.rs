@@ -19,11 +19,14 @@ impl Hub {
         ix: DeviceIx,
         session: u32,
         clean: bool,
+        model: Option<&str>,
         out: &mut Vec<Output>,
     ) {
         let reason = match self.device(ix) {
             None => Some(Refusal::Unknown),
             Some(device) if !device.enabled => Some(Refusal::Disabled),
+            // A module comes in only with its device.
+            Some(device) if device.module && !self.parent_is_enabled(ix) => Some(Refusal::Disabled),
             Some(_) => None,
         };
         if let Some(reason) = reason {
@@ -38,7 +41,9 @@ impl Hub {
         device.session = session;
         device.connected = true;
         device.persistent = !clean;
-        device.last_activity = now.wall;
+        device.active(now.wall);
+        self.connection_changed(now, ix);
+        self.set_model(ix, model);
         out.push(Output::Accepted { device: ix, session, session_present });
         self.deliver_c2d(ix, out);
         self.send_waiting(now, ix, out);
@@ -53,7 +58,12 @@ impl Hub {
         if !device.persistent {
             device.topics = Topics::NONE;
         }
+        self.connection_changed(now, ix);
         self.return_c2d(now, ix, out);
+    }
+
+    fn parent_is_enabled(&self, module: DeviceIx) -> bool {
+        self.parent_of(module).and_then(|ix| self.device(ix)).is_some_and(|device| device.enabled)
     }
 
     /// Ends the connection that a device has, if any, from the hub's side.
@@ -85,13 +95,13 @@ impl Hub {
 
     pub(crate) fn read_twin(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
         let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) else { return };
-        device.last_activity = now.wall;
+        device.active(now.wall);
         out.push(Output::TwinAnswer { device: ix, status: 200, deliver: device.hears(Topics::TWIN_ANSWERS) });
     }
 
     pub(crate) fn telemetry(&mut self, now: Now, ix: DeviceIx, size: usize, out: &mut Vec<Output>) {
         let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) else { return };
-        device.last_activity = now.wall;
+        device.active(now.wall);
         if size > limits::D2C_SIZE {
             self.end_session(now, ix, CloseReason::MessageTooLarge, out);
         } else {
@@ -112,7 +122,7 @@ impl Hub {
         }
         let result = self.accept_report(now, ix, base, patch);
         let Some(device) = self.registry.get_mut(ix) else { return };
-        device.last_activity = now.wall;
+        device.active(now.wall);
         let deliver = device.hears(Topics::TWIN_ANSWERS);
         let version = u64::from(device.reported.version);
         let (status, error, step) = match result {
@@ -163,7 +173,9 @@ impl Hub {
     /// what changed, and for equal twins only once.
     fn retarget_after_report(&mut self, now: Now, ix: DeviceIx, step: TransitionId, out: &mut Vec<Output>) {
         let transition = self.store.transition(step);
-        let (affected, to) = (transition.affected, transition.to);
+        let to = transition.to;
+        let kind = self.configurations.of_kind(self.registry.was_module(ix));
+        let affected = transition.affected.and(kind);
         if affected.is_empty() {
             return;
         }
@@ -172,14 +184,13 @@ impl Hub {
         }
         let Some(device) = self.device(ix) else { return };
         let (tags, before) = (device.tags, self.store.layer(device.layer).targeted);
-        let after = self.targets_after.get(&(before, tags, step)).copied().unwrap_or_else(|| {
+        let hits = self.targets_after.get(&(kind, tags, step)).copied().unwrap_or_else(|| {
             let hits = self.matching(self.registry.id(ix), tags, self.store.pattern_doc(to), affected);
-            let after = before.without(affected).with(hits);
             if affected.and(self.configurations.individual()).is_empty() {
-                self.targets_after.insert((before, tags, step), after);
+                self.targets_after.insert((kind, tags, step), hits);
             }
-            after
+            hits
         });
-        self.target(now, ix, after, out);
+        self.target(now, ix, before.without(affected).with(hits), out);
     }
 }

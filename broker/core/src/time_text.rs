@@ -6,7 +6,7 @@ use fleetwave_protocol::WallTime;
 
 /// `YYYY-MM-DDTHH:MM:SS.mmmZ`.
 #[derive(Clone, Copy)]
-pub(crate) struct Iso8601(pub(crate) WallTime);
+pub struct Iso8601(pub WallTime);
 
 impl fmt::Display for Iso8601 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,6 +21,19 @@ impl fmt::Display for Iso8601 {
             of_day / 1000 % 60,
             of_day % 1000
         )
+    }
+}
+
+/// A time that may not have come yet, which IoT Hub writes as the first day of its calendar.
+#[derive(Clone, Copy)]
+pub struct Since(pub Option<WallTime>);
+
+impl fmt::Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(at) => Iso8601(at).fmt(f),
+            None => f.write_str("0001-01-01T00:00:00Z"),
+        }
     }
 }
 

@@ -11,11 +11,12 @@ use crate::c2d::Queue;
 use crate::configuration::ConfigurationSet;
 use crate::device::{Device, Section};
 use crate::hub::Hub;
+use crate::identity::{IdentityView, split};
 use crate::io::{DeviceIx, Topics};
 use crate::query::{Path, Root, Scope, Value};
 use crate::stamps::Stamp;
 use crate::store::{Doc, Layer, versioned_len, write_open, write_versioned};
-use crate::time_text::Iso8601;
+use crate::time_text::{Iso8601, Since};
 use crate::tree::{ROOT, Tree};
 
 /// The etag of a twin, without quotes: it changes with tags and desired properties.
@@ -63,8 +64,8 @@ pub struct TwinView<'a> {
     pub topics: Topics,
     /// Whether it may connect.
     pub enabled: bool,
-    /// When it connected, read, reported or sent last; before that, when it was made.
-    pub last_activity: WallTime,
+    /// When it connected, read, reported or sent last, if it did.
+    pub last_activity: Option<WallTime>,
     /// How many C2D messages wait for it.
     pub c2d_waiting: usize,
 }
@@ -93,7 +94,7 @@ impl Hub {
             session: entry.session,
             topics: entry.topics,
             enabled: entry.enabled,
-            last_activity: entry.last_activity,
+            last_activity: entry.last_activity(),
             c2d_waiting: self.c2d.get(&device).map_or(0, Queue::len),
         }
     }
@@ -138,18 +139,10 @@ impl Hub {
         let entry = self.entry(device);
         let twin = self.twin(device);
         let layer = self.store.layer(entry.layer);
-        let id = serde_json::Value::from(self.id(device));
-        let status = if twin.enabled { "enabled" } else { "disabled" };
-        let connection = if twin.connected { "Connected" } else { "Disconnected" };
+        write_identity(&self.identity(device), twin.etag, out);
         write!(
             out,
-            "{{\"deviceId\":{id},\"etag\":\"{}\",\"status\":\"{status}\",\"connectionState\":\"{connection}\",\
-             \"lastActivityTime\":\"{}\",\"cloudToDeviceMessageCount\":{},\"authenticationType\":\"sas\",\
-             \"x509Thumbprint\":{{\"primaryThumbprint\":null,\"secondaryThumbprint\":null}},\"version\":{},\
-             \"tags\":{},\"properties\":{{\"desired\":",
-            twin.etag,
-            Iso8601(twin.last_activity),
-            twin.c2d_waiting,
+            ",\"version\":{},\"tags\":{},\"properties\":{{\"desired\":",
             u64::from(entry.twin_version) + u64::from(entry.reported.version) - 1,
             twin.tags.text(),
         )
@@ -158,6 +151,9 @@ impl Hub {
         out.extend_from_slice(b",\"reported\":");
         self.write_with_metadata(twin.reported, entry.reported, out);
         out.push(b'}');
+        if !entry.module {
+            write_capabilities(&self.identity(device), out);
+        }
         if !layer.targeted.is_empty() {
             out.extend_from_slice(b",\"configurations\":{");
             for (place, (slot, configuration)) in self.configurations.iter(layer.targeted).enumerate() {
@@ -185,7 +181,7 @@ impl Hub {
         let reported = self.store.pattern_doc(device.reported.pattern);
         let desired = self.store.pattern_doc(device.desired.pattern);
         TwinScope {
-            id: self.registry.id(ix),
+            device_id: split(self.registry.id(ix)).0,
             tags: &self.store.doc(device.tags).tree,
             reported: &self.store.doc(reported).tree,
             more: Some(More {
@@ -194,6 +190,53 @@ impl Hub {
                 configurations: &self.configurations,
             }),
         }
+    }
+}
+
+/// The first members of a twin: who it is of.
+fn write_identity(identity: &IdentityView<'_>, etag: Etag, out: &mut Vec<u8>) {
+    const WRITTEN: &str = "a vector takes all that is written to it";
+    let json = |text: &str| serde_json::Value::from(text);
+    write!(out, "{{\"deviceId\":{}", json(identity.device_id)).expect(WRITTEN);
+    if let Some(module) = identity.module_id {
+        write!(out, ",\"moduleId\":{}", json(module)).expect(WRITTEN);
+    }
+    let status = if identity.enabled { "enabled" } else { "disabled" };
+    write!(out, ",\"etag\":\"{etag}\",\"deviceEtag\":\"{}\",\"status\":\"{status}\"", identity.etag)
+        .expect(WRITTEN);
+    if let Some(reason) = identity.status_reason {
+        write!(out, ",\"statusReason\":{}", json(reason)).expect(WRITTEN);
+    }
+    let [primary, secondary] = identity
+        .authentication
+        .thumbprints()
+        .map(|thumbprint| thumbprint.map_or(serde_json::Value::Null, |digits| json(digits.as_str())));
+    write!(
+        out,
+        ",\"statusUpdateTime\":\"{}\",\"connectionState\":\"{}\",\"lastActivityTime\":\"{}\",\
+         \"cloudToDeviceMessageCount\":{},\"authenticationType\":\"{}\",\
+         \"x509Thumbprint\":{{\"primaryThumbprint\":{primary},\"secondaryThumbprint\":{secondary}}},\
+         \"modelId\":{}",
+        Since(identity.status_updated),
+        if identity.connected { "Connected" } else { "Disconnected" },
+        Since(identity.last_activity),
+        identity.c2d_waiting,
+        identity.authentication.name(),
+        json(identity.model_id.unwrap_or_default()),
+    )
+    .expect(WRITTEN);
+}
+
+/// What a device can be, and where it belongs.
+fn write_capabilities(identity: &IdentityView<'_>, out: &mut Vec<u8>) {
+    const WRITTEN: &str = "a vector takes all that is written to it";
+    write!(out, ",\"capabilities\":{{\"iotEdge\":{}}}", identity.edge).expect(WRITTEN);
+    if let Some(scope) = identity.device_scope {
+        write!(out, ",\"deviceScope\":{}", serde_json::Value::from(scope)).expect(WRITTEN);
+    }
+    if !identity.parent_scopes.is_empty() {
+        let scopes = serde_json::Value::from(identity.parent_scopes);
+        write!(out, ",\"parentScopes\":{scopes}").expect(WRITTEN);
     }
 }
 
@@ -227,7 +270,7 @@ fn status_of(layer: &Layer, configurations: &ConfigurationSet, id: &str) -> Opti
 
 /// A twin as conditions and queries see it.
 pub(crate) struct TwinScope<'a> {
-    id: &'a str,
+    device_id: &'a str,
     tags: &'a Tree,
     reported: &'a Tree,
     /// What only queries may ask for.
@@ -242,8 +285,8 @@ struct More<'a> {
 
 impl<'a> TwinScope<'a> {
     /// What a target condition may ask for.
-    pub(crate) const fn of_documents(id: &'a str, tags: &'a Tree, reported: &'a Tree) -> Self {
-        Self { id, tags, reported, more: None }
+    pub(crate) fn of_documents(id: &'a str, tags: &'a Tree, reported: &'a Tree) -> Self {
+        Self { device_id: split(id).0, tags, reported, more: None }
     }
 }
 
@@ -251,7 +294,7 @@ impl<'a> Scope<'a> for TwinScope<'a> {
     fn value(&self, path: &Path) -> Value<'a> {
         let of = |tree: &'a Tree| Value::of(tree, tree.find(&path.members));
         match (path.root, &self.more) {
-            (Root::DeviceId, _) => Value::Text(self.id.into()),
+            (Root::DeviceId, _) => Value::Text(self.device_id.into()),
             (Root::Tags, _) => of(self.tags),
             (Root::Reported, _) => of(self.reported),
             (Root::Desired, Some(more)) => of(more.desired),

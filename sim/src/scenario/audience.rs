@@ -36,7 +36,8 @@ impl Audience {
     /// 1 if the configuration `probe` is for a device of the group, else 0.
     fn count(&self, group: &PlannedGroup, configuration: &Arc<Configuration>) -> Option<u64> {
         let mut hub = hub_of(group, &self.running).ok()?;
-        hub.handle(Now::default(), Input::PutConfiguration(Arc::clone(configuration)), &mut Vec::new());
+        let input = Input::PutConfiguration { configuration: Arc::clone(configuration), if_match: None };
+        hub.handle(Now::default(), input, &mut Vec::new());
         Some(hub.configuration_counts("probe")?.targeted)
     }
 

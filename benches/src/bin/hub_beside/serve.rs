@@ -63,7 +63,7 @@ fn release(number: u32) -> anyhow::Result<Configuration> {
         priority: 10,
         target_condition: "*",
         device_content: &content,
-        metrics: &[],
+        ..ConfigurationSpec::default()
     };
     Ok(Configuration::new(&spec)?)
 }

@@ -41,7 +41,8 @@ impl Shard {
                 self.schedule(Event { at, device: index, kind: Kind::Closed, generation, a: 0, b: 0 });
             }
             Kind::HubConnect => {
-                self.hub.handle(now, Input::Connect { device: ix, session: a, clean: false }, &mut outputs);
+                let input = Input::Connect { device: ix, session: a, clean: false, model: None };
+                self.hub.handle(now, input, &mut outputs);
             }
             Kind::HubDisconnect => {
                 if device.hub_session == a {
@@ -481,12 +482,13 @@ impl Shard {
         worker: &mut Worker,
     ) {
         self.changes.push((release, change));
-        self.service(at, Input::PutConfiguration(Arc::clone(configuration)), env, worker);
+        let input = Input::PutConfiguration { configuration: Arc::clone(configuration), if_match: None };
+        self.service(at, input, env, worker);
     }
 
     /// The operator deletes a configuration.
     pub(in super::super) fn cancel(&mut self, at: u64, id: &str, env: &Env, worker: &mut Worker) {
-        self.service(at, Input::DeleteConfiguration { id }, env, worker);
+        self.service(at, Input::DeleteConfiguration { id, if_match: None }, env, worker);
     }
 
     fn service(&mut self, at: u64, input: Input<'_>, env: &Env, worker: &mut Worker) {
