@@ -1,4 +1,4 @@
-//! Who a client is: its names and its token.
+//! Who a client is: its names, and its token or certificate.
 
 use std::sync::Arc;
 
@@ -8,56 +8,110 @@ use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, LastWill};
 
 use crate::codec::{self, Will};
 use crate::policy::{Policies, Rights};
+use crate::tls::PeerIdentity;
 
 /// What a hub lets in.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
-    /// What devices' keys are derived from.
-    pub(crate) group_key: Key,
-    /// The hub's names and its shared access policies.
+    /// The hub's names and its own keys.
     pub(crate) policies: Arc<Policies>,
+    /// What devices' keys are derived from, as far as they have none of their own.
+    pub(crate) group_key: Key,
+}
+
+/// How a device or module is to show who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    /// With the key that is derived from the hub's group key.
+    Derived,
+}
+
+/// Who a client says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim<'a> {
+    /// `{device}` or `{device}/{module}`.
+    pub(crate) id: &'a str,
+    /// The hub that it wants.
+    host: &'a str,
+    /// Its token; empty if it shows a certificate.
+    password: &'a str,
 }
 
 /// A refusal: what the client is told, and what the log is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub(crate) code: ConnectReturnCode,
-    pub(crate) why: &'static str,
+    pub(crate) why: String,
 }
 
-const fn refused(code: ConnectReturnCode, why: &'static str) -> Refused {
-    Refused { code, why }
+fn refused(code: ConnectReturnCode, why: impl ToString) -> Refused {
+    Refused { code, why: why.to_string() }
 }
 
-impl Gate {
-    /// Checks a CONNECT; gives the time at which its token ends.
-    pub(crate) fn check(&self, connect: &Connect, wall: WallTime) -> Result<WallTime, Refused> {
-        use ConnectReturnCode::{BadClientId, BadUserNamePassword, NotAuthorized};
+fn not_authorized(why: impl ToString) -> Refused {
+    refused(ConnectReturnCode::NotAuthorized, why)
+}
+
+impl<'a> Claim<'a> {
+    /// Reads a CONNECT.
+    pub(crate) fn read(connect: &'a Connect) -> Result<Self, Refused> {
+        use ConnectReturnCode::{BadClientId, BadUserNamePassword};
         let id = connect.client_id.as_str();
         if !is_client_id(id) {
-            return Err(refused(BadClientId, "not a device id"));
+            return Err(refused(BadClientId, "the client id is neither a device id nor {device}/{module}"));
         }
         let Some(login) = &connect.login else {
             return Err(refused(BadUserNamePassword, "no user name"));
         };
-        let host = host_of(&login.username, id)
-            .ok_or(refused(BadUserNamePassword, "the user name is not {host}/{client id}/?api-version=…"))?;
-        if id.contains('/') {
-            return Err(refused(NotAuthorized, "module identities are not modelled"));
+        let host = host_of(&login.username, id).ok_or_else(|| {
+            refused(BadUserNamePassword, "the user name is not {host}/{client id}/?api-version=…")
+        })?;
+        Ok(Self { id, host, password: &login.password })
+    }
+
+    /// The resource that it opens.
+    fn resource(&self) -> String {
+        let host = self.host;
+        match self.id.split_once('/') {
+            Some((device, module)) => format!("{host}/devices/{device}/modules/{module}"),
+            None => format!("{host}/devices/{}", self.id),
         }
-        if !self.policies.hosts().accept(host) {
-            return Err(refused(NotAuthorized, "the user name names another hub"));
+    }
+}
+
+impl Gate {
+    /// Checks what a client shows against what its registration asks for; gives the time at which that ends.
+    pub(crate) fn check(
+        &self,
+        claim: &Claim<'_>,
+        credentials: Credentials,
+        peer: &PeerIdentity,
+        wall: WallTime,
+    ) -> Result<WallTime, Refused> {
+        if !self.policies.hosts().accept(claim.host) {
+            return Err(not_authorized(format!("the user name is for the hub {:?}", claim.host)));
         }
-        let not_authorized = |_| refused(NotAuthorized, "the token is malformed, forged, or has expired");
-        let token = Token::parse(&login.password).map_err(not_authorized)?;
-        let resource = format!("{host}/devices/{id}");
-        match &token.policy {
-            None => token.check(&resource, wall, &self.group_key.derive(id)).map_err(not_authorized)?,
-            Some(_) => {
-                let checked = self.policies.check_parsed(&token, &resource, Rights::DEVICE_CONNECT, wall);
-                checked
-                    .map_err(|_| refused(NotAuthorized, "the policy's token is no good for this device"))?;
-            }
+        if claim.password.is_empty() && !peer.chain().is_empty() {
+            return Err(not_authorized("the device does not show who it is by a certificate"));
+        }
+        let token = Token::parse(claim.password).map_err(not_authorized)?;
+        let resource = claim.resource();
+        if token.policy.is_some() {
+            let checked = self.policies.check_parsed(&token, &resource, Rights::DEVICE_CONNECT, wall);
+            return checked.map(|granted| granted.expires).map_err(not_authorized);
+        }
+        use fleetwave_protocol::sas::SasError;
+        let signed = match credentials {
+            Credentials::Derived => token.is_signed_with(&self.group_key.derive(claim.id)),
+        };
+        if !self.policies.hosts().cover(&token.resource, &resource) {
+            return Err(not_authorized(SasError::WrongResource));
+        }
+        if !signed {
+            return Err(not_authorized(SasError::WrongKey));
+        }
+        if token.expires <= wall {
+            return Err(not_authorized(SasError::Expired));
         }
         Ok(token.expires)
     }
@@ -102,18 +156,22 @@ mod tests {
     use fleetwave_protocol::sas;
 
     fn gate() -> Gate {
+        let policy = |name: &str, rights| Policy {
+            name: name.into(),
+            primary: Key::from_bytes(*b"policy"),
+            secondary: Key::from_bytes(*b"policy-2"),
+            rights,
+        };
+        let policies =
+            vec![policy("device", Rights::DEVICE_CONNECT), policy("service", Rights::SERVICE_CONNECT)];
         Gate {
+            policies: Arc::new(Policies::new(HostNames::new(["hub.example".into()]), policies)),
             group_key: Key::from_bytes(*b"group"),
-            policies: Arc::new(Policies::new(
-                HostNames::new(["hub.example".to_owned()]),
-                vec![Policy {
-                    name: "device".into(),
-                    primary: Key::from_bytes(*b"policy"),
-                    secondary: Key::from_bytes(*b"policy2"),
-                    rights: Rights::DEVICE_CONNECT,
-                }],
-            )),
         }
+    }
+
+    fn check(connect: &Connect) -> Result<WallTime, Refused> {
+        gate().check(&Claim::read(connect)?, Credentials::Derived, &PeerIdentity::NONE, NOW)
     }
 
     const NOW: WallTime = WallTime::from_unix_millis(1_000_000);
@@ -126,7 +184,7 @@ mod tests {
     }
 
     fn code(connect: &Connect) -> Option<ConnectReturnCode> {
-        gate().check(connect, NOW).err().map(|refused| refused.code)
+        check(connect).err().map(|refused| refused.code)
     }
 
     #[test]
@@ -139,7 +197,7 @@ mod tests {
                 "hub.example/d/api-version=2016-11-14",
                 "HUB.example/d/?model-id=m&api-version=2021-04-12",
             ] {
-                assert_eq!(gate().check(&connect("d", user, password), NOW), Ok(LATER), "{user}");
+                assert_eq!(check(&connect("d", user, password)), Ok(LATER), "{user}");
             }
         }
     }
@@ -164,6 +222,8 @@ mod tests {
         assert_eq!(code(&connect("d", user, &token("d", "e", LATER))), Some(NotAuthorized));
         assert_eq!(code(&connect("d", user, &token("e", "d", LATER))), Some(NotAuthorized));
         assert_eq!(code(&connect("d", user, &token("d", "d", NOW))), Some(NotAuthorized));
+        let service = sas::token(&Key::from_bytes(*b"policy"), "hub.example", LATER, Some("service"));
+        assert_eq!(code(&connect("d", user, &service)), Some(NotAuthorized), "it may not speak as a device");
         let unknown = sas::token(&gate().group_key, "hub.example", LATER, Some("nobody"));
         assert_eq!(code(&connect("d", user, &unknown)), Some(NotAuthorized));
     }

@@ -9,7 +9,7 @@ use rumqttc::mqttbytes::v4::{
     Connect, ConnectReturnCode, Packet, Publish, SubAck, Subscribe, SubscribeReasonCode, Unsubscribe,
 };
 
-use crate::auth::{self, Refused};
+use crate::auth::{self, Claim, Credentials, Refused};
 use crate::codec;
 use crate::reactor::Shard;
 use crate::session::End;
@@ -54,13 +54,18 @@ impl Shard {
         if home != self.index {
             return Flow::Elsewhere(home, Box::new(connect));
         }
-        let expires = match self.gate.check(&connect, now.wall) {
-            Ok(expires) => expires,
+        let claim = match Claim::read(&connect) {
+            Ok(claim) => claim,
             Err(refused) => return self.refuse(&connect, refused),
         };
-        let Some(device) = self.engine.find(&connect.client_id) else {
+        let Some(device) = self.engine.find(claim.id) else {
             let code = ConnectReturnCode::NotAuthorized;
-            return self.refuse(&connect, Refused { code, why: "no such device" });
+            return self.refuse(&connect, Refused { code, why: "no such device".into() });
+        };
+        let peer = self.sessions.peer(index);
+        let expires = match self.gate.check(&claim, Credentials::Derived, &peer, now.wall) {
+            Ok(expires) => expires,
+            Err(refused) => return self.refuse(&connect, refused),
         };
         let will = match &connect.last_will {
             None => None,

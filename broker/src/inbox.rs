@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicUsize;
 
 use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender};
-use mio::net::TcpStream;
 use rumqttc::mqttbytes::v4::Connect;
 
 use crate::control::Command;
 use crate::memory::Batch;
+use crate::transport::Line;
 
 /// A message for a shard.
 pub(crate) enum Message {
@@ -20,7 +20,7 @@ pub(crate) enum Message {
     /// Frames from a port.
     Batch { port: usize, batch: Batch, unread: Arc<AtomicUsize> },
     /// A connection that arrived at another shard than its device's.
-    Handover { line: TcpStream, connect: Box<Connect>, rest: BytesMut },
+    Handover { line: Line, connect: Box<Connect>, rest: BytesMut },
     /// An operator's request.
     Command(Command),
 }

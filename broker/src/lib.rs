@@ -20,14 +20,17 @@ mod inbox;
 mod listen;
 pub mod memory;
 mod metrics;
+pub mod pki;
 pub mod plain;
 pub mod policy;
 mod reactor;
 pub mod rest;
 mod server;
 mod session;
+pub mod tls;
 mod transport;
 mod view;
+pub mod x509;
 
 use std::fmt;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::inbox::{Inbox, Message};
+use crate::tls::PeerIdentity;
 
 /// A batch is handed over when it holds this much, so that neither side waits long for a storm's first byte.
 const BATCH_BYTES: usize = 128 * 1024;
@@ -34,6 +35,8 @@ pub enum Event<'a> {
 pub struct Batch {
     bytes: Vec<u8>,
     frames: Vec<Frame>,
+    /// What clients have shown where their handshakes were done, by the connection that is opened for them.
+    peers: Vec<(u32, PeerIdentity)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,11 @@ impl Batch {
 
     pub(crate) fn open(&mut self, connection: u32) {
         self.frames.push(Frame { connection, kind: Kind::Open });
+    }
+
+    /// What the client of a connection that is opened here has shown.
+    pub(crate) fn peer(&self, connection: u32) -> Option<&PeerIdentity> {
+        self.peers.iter().rev().find(|(number, _)| *number == connection).map(|(_, peer)| peer)
     }
 
     pub(crate) fn close(&mut self, connection: u32) {
@@ -161,13 +169,23 @@ impl MemoryPort {
     /// Numbers are indices: keep them dense. The device's name says which of the hub's shards to go to; the
     /// hub closes a connection whose CONNECT names a device of another shard.
     pub fn connect(&mut self, connection: u32, device: &str) {
+        self.connect_as(connection, device, PeerIdentity::NONE);
+    }
+
+    /// The same for a client that has shown a certificate where its connection was accepted.
+    pub fn connect_as(&mut self, connection: u32, device: &str, peer: PeerIdentity) {
         let index = connection as usize;
         if self.routes.len() <= index {
             self.routes.resize(index + 1, 0);
         }
         let lane = self.assign.shard(device, self.lanes.len());
         self.routes[index] = u16::try_from(lane).expect("a hub has fewer shards than that");
-        self.queue(connection, |batch| batch.open(connection));
+        self.queue(connection, |batch| {
+            batch.open(connection);
+            if !peer.chain().is_empty() {
+                batch.peers.push((connection, peer));
+            }
+        });
     }
 
     /// Sends bytes on a connection. They leave with [`MemoryPort::flush`], or before.

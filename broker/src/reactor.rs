@@ -10,6 +10,7 @@ use fleetwave_hub_core::DeviceIx;
 use fleetwave_protocol::Instant;
 use mio::{Events, Interest, Poll, Token};
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode};
+use rustls::ServerConfig;
 
 use crate::Assign;
 use crate::auth::Gate;
@@ -23,17 +24,21 @@ use crate::memory::{Batch, Event, HubPort};
 use crate::session::{End, Sessions, Stage};
 use crate::transport::memory::Wire;
 use crate::transport::tcp::Received;
+use crate::transport::tls::TlsLine;
 use crate::transport::{Line, Transport};
 use crate::view::ShardView;
 
-/// Tokens below these are sessions.
-pub(crate) const LISTENER: Token = Token(usize::MAX - 1);
+/// The token of the first door; those behind it follow. Tokens below are sessions.
+const FIRST_DOOR: usize = usize::MAX - 16;
 pub(crate) const WAKER: Token = Token(usize::MAX);
 
 /// Connections that are accepted before the shard looks at anything else.
 const ACCEPT_BATCH: usize = 256;
 /// Reads of one socket before the others have their turn.
 const READS_A_TURN: usize = 16;
+/// Reads of sockets that are in their handshake before the established ones have their turn again: each may cost a
+/// signature.
+const HANDSHAKES_A_TURN: u32 = 64;
 const READ_BUFFER: usize = 64 * 1024;
 /// The longest sleep. A clock that was moved forward is noticed within it.
 const NAP: Duration = Duration::from_millis(500);
@@ -48,17 +53,32 @@ pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
     poll: Poll,
     inbox: Receiver<Message>,
-    port: Option<Arc<Port>>,
-    listener: Option<mio::net::TcpListener>,
-    /// Connections are waiting that no event will announce again.
-    accept_at: Option<Instant>,
+    doors: Vec<Door>,
     /// The hub is down until then.
     down_until: Option<Instant>,
     /// Sockets that have more to read.
     unfinished: Vec<u32>,
+    /// What is left of [`HANDSHAKES_A_TURN`].
+    handshakes: u32,
     read_buffer: Vec<u8>,
     input: BytesMut,
     stopping: bool,
+}
+
+/// One of a shard's ways in: its hold on a port.
+pub(crate) struct Door {
+    port: Arc<Port>,
+    /// How it speaks TLS, if it does.
+    tls: Option<Arc<ServerConfig>>,
+    listener: Option<mio::net::TcpListener>,
+    /// Connections are waiting that no event will announce again.
+    accept_at: Option<Instant>,
+}
+
+impl Door {
+    pub(crate) fn new(port: Arc<Port>, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { port, tls, listener: None, accept_at: None }
+    }
 }
 
 /// What a shard is made of.
@@ -71,7 +91,7 @@ pub(crate) struct Parts {
     pub(crate) sessions: Sessions,
     pub(crate) poll: Poll,
     pub(crate) inbox: Receiver<Message>,
-    pub(crate) port: Option<Arc<Port>>,
+    pub(crate) doors: Vec<Door>,
 }
 
 impl Shard {
@@ -85,11 +105,10 @@ impl Shard {
             sessions: parts.sessions,
             poll: parts.poll,
             inbox: parts.inbox,
-            port: parts.port,
-            listener: None,
-            accept_at: None,
+            doors: parts.doors,
             down_until: None,
             unfinished: Vec::new(),
+            handshakes: HANDSHAKES_A_TURN,
             read_buffer: vec![0; READ_BUFFER],
             input: BytesMut::new(),
             stopping: false,
@@ -119,6 +138,7 @@ impl Shard {
     }
 
     fn turn(&mut self, events: &Events) {
+        self.handshakes = HANDSHAKES_A_TURN;
         while let Ok(message) = self.inbox.try_recv() {
             self.message(message);
         }
@@ -128,7 +148,9 @@ impl Shard {
         for event in events {
             match event.token() {
                 WAKER => {}
-                LISTENER => self.accept_at = Some(Instant::ZERO),
+                Token(token) if token >= FIRST_DOOR => {
+                    self.doors[token - FIRST_DOOR].accept_at = Some(Instant::ZERO);
+                }
                 Token(index) => {
                     let index = u32::try_from(index).expect("the token of a session is its index");
                     if event.is_writable() {
@@ -141,8 +163,10 @@ impl Shard {
             }
         }
         let now = self.engine.now();
-        if self.accept_at.is_some_and(|at| at <= now.at) {
-            self.accept();
+        for door in 0..self.doors.len() {
+            if self.doors[door].accept_at.is_some_and(|at| at <= now.at) {
+                self.accept(door);
+            }
         }
         if self.down_until.is_some_and(|until| until <= now.at) {
             self.down_until = None;
@@ -163,63 +187,73 @@ impl Shard {
         }
         let watch =
             self.sessions.next_watch().map(|second| Instant::from_micros(u64::from(second) * 1_000_000));
-        let next = [watch, self.engine.next_deadline(), self.accept_at, self.down_until];
-        let Some(next) = next.into_iter().flatten().min() else { return NAP };
+        let next = [watch, self.engine.next_deadline(), self.down_until];
+        let doors = self.doors.iter().map(|door| door.accept_at);
+        let Some(next) = next.into_iter().chain(doors).flatten().min() else { return NAP };
         // Timers of the system have a resolution of a millisecond: rounding down would spin.
         let left = next.since(self.engine.now().at);
         Duration::from_millis(fleetwave_protocol::time::micros(left).div_ceil(1000)).min(NAP)
     }
 
     fn listen(&mut self) {
-        let Some(port) = &self.port else { return };
-        let opened = port.open().map_err(|error| error.to_string()).and_then(|mut listener| {
-            let registry = self.poll.registry();
-            registry
-                .register(&mut listener, LISTENER, Interest::READABLE)
-                .map_err(|error| error.to_string())?;
-            Ok(listener)
-        });
-        match opened {
-            Ok(listener) => {
-                self.listener = Some(listener);
-                // What arrived before the registration makes no event.
-                self.accept_at = Some(Instant::ZERO);
+        for (door, token) in self.doors.iter_mut().zip(FIRST_DOOR..) {
+            if door.listener.is_some() {
+                continue;
             }
-            Err(error) => {
-                tracing::warn!(error, "the hub cannot open its port again yet");
-                self.down_until = Some(self.engine.now().at + ACCEPT_PAUSE);
+            let opened = door.port.open().map_err(|error| error.to_string()).and_then(|mut listener| {
+                let registry = self.poll.registry();
+                registry
+                    .register(&mut listener, Token(token), Interest::READABLE)
+                    .map_err(|error| error.to_string())?;
+                Ok(listener)
+            });
+            match opened {
+                Ok(listener) => {
+                    door.listener = Some(listener);
+                    // What arrived before the registration makes no event.
+                    door.accept_at = Some(Instant::ZERO);
+                }
+                Err(error) => {
+                    tracing::warn!(error, "the hub cannot open its port again yet");
+                    self.down_until = Some(self.engine.now().at + ACCEPT_PAUSE);
+                }
             }
         }
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, door: usize) {
         let now = self.engine.now();
         for _ in 0..ACCEPT_BATCH {
-            let Some(listener) = &self.listener else {
-                self.accept_at = None;
+            let door = &mut self.doors[door];
+            let Some(listener) = &door.listener else {
+                door.accept_at = None;
                 return;
             };
             match listener.accept() {
-                Ok((line, _)) => {
-                    self.open_tcp(line);
-                }
+                Ok((stream, _)) => match &door.tls {
+                    None => drop(self.open_line(Line::Tcp(stream))),
+                    Some(config) => match TlsLine::new(stream, config.clone()) {
+                        Ok(line) => drop(self.open_line(Line::Tls(Box::new(line)))),
+                        Err(error) => tracing::error!(%error, "the hub cannot speak TLS"),
+                    },
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.accept_at = None;
+                    door.accept_at = None;
                     return;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the hub cannot accept a connection");
-                    self.accept_at = Some(now.at + ACCEPT_PAUSE);
+                    door.accept_at = Some(now.at + ACCEPT_PAUSE);
                     return;
                 }
             }
         }
-        self.accept_at = Some(Instant::ZERO);
+        self.doors[door].accept_at = Some(Instant::ZERO);
     }
 
-    fn open_tcp(&mut self, line: mio::net::TcpStream) -> Option<u32> {
+    fn open_line(&mut self, line: Line) -> Option<u32> {
         let now = self.engine.now();
-        let index = self.sessions.insert(now, |_| Line::Tcp(line));
+        let index = self.sessions.insert(now, |_| line);
         if let Err(error) = self.sessions.adopt(index) {
             tracing::warn!(%error, "a connection cannot be watched");
             self.end(index, End::Lost);
@@ -246,8 +280,10 @@ impl Shard {
                 unread.fetch_sub(batch.weight(), std::sync::atomic::Ordering::Relaxed);
             }
             Message::Handover { line, connect, rest } => {
-                if let Some(index) = self.open_tcp(line) {
+                if let Some(index) = self.open_line(line) {
                     self.adopt(index, *connect, rest);
+                    // The end may have been read already, and makes no second event.
+                    self.unfinished.push(index);
                 }
             }
             Message::Command(command) => {
@@ -276,6 +312,9 @@ impl Shard {
                     if let Some(hub_port) = self.sessions.transports.memory.port(port_number) {
                         hub_port.bind(number, index);
                     }
+                    if let Some(peer) = batch.peer(number) {
+                        self.sessions.set_peer(index, peer.clone());
+                    }
                 }
                 (Some(index), Event::Bytes(bytes)) => self.arrived(index, bytes),
                 (Some(index), Event::Closed) => self.end(index, End::Lost),
@@ -287,6 +326,13 @@ impl Shard {
 
     /// A socket has something to read, or (`to_the_end`) has been closed by its client.
     fn readable(&mut self, index: u32, to_the_end: bool) {
+        if self.sessions.is_handshaking(index) {
+            if self.handshakes == 0 {
+                self.unfinished.push(index);
+                return;
+            }
+            self.handshakes -= 1;
+        }
         for _ in 0..READS_A_TURN {
             let mut buffer = std::mem::take(&mut self.read_buffer);
             let Some(received) = self.sessions.receive(index, &mut buffer) else {
@@ -380,14 +426,12 @@ impl Shard {
 
     fn hand_over(&mut self, index: u32, shard: usize, connect: Box<Connect>, rest: BytesMut) {
         let Some(removed) = self.sessions.remove(index) else { return };
-        match removed.line {
-            Line::Tcp(mut line) => {
-                if self.sessions.transports.tcp.release(&mut line).is_ok() {
-                    self.shards[shard].send(Message::Handover { line, connect, rest });
-                }
-            }
-            // The client chose the shard, and chose wrong.
-            line @ Line::Memory(_) => self.sessions.transports.close(line),
+        let mut line = removed.line;
+        if self.sessions.transports.release(&mut line) {
+            self.shards[shard].send(Message::Handover { line, connect, rest });
+        } else {
+            // A client of the memory transport chose the shard, and chose wrong.
+            self.sessions.transports.close(line);
         }
     }
 
@@ -465,10 +509,10 @@ impl Shard {
             }
             Command::Restart { until, answer } => {
                 let began = self.engine.now().at;
-                self.listener = None;
-                self.accept_at = None;
-                if let Some(port) = &self.port {
-                    port.close();
+                for door in &mut self.doors {
+                    door.listener = None;
+                    door.accept_at = None;
+                    door.port.close();
                 }
                 self.drop_connections();
                 self.engine.forget_requests();

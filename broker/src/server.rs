@@ -23,12 +23,13 @@ use crate::inbox::{Inbox, Message};
 use crate::listen::{ListenError, Port};
 use crate::memory::MemoryConnector;
 use crate::policy::{HostNames, Policies, Policy};
-use crate::reactor::{Parts, Shard, WAKER};
+use crate::reactor::{Door, Parts, Shard, WAKER};
 use crate::rest::{Api, RestServer};
 use crate::session::Sessions;
 use crate::transport::Transports;
 use crate::transport::memory::Memory;
 use crate::transport::tcp::Tcp;
+use crate::transport::tls::Tls;
 
 /// Why a hub could not start.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,7 @@ pub(crate) type MakeHooks = Box<dyn FnMut(usize) -> Box<dyn Hooks> + Send>;
 pub struct HubServerBuilder {
     shards: usize,
     tcp: Option<SocketAddr>,
+    tls: Option<(SocketAddr, Arc<ServerConfig>)>,
     hosts: Vec<String>,
     group_key: Key,
     policies: Vec<Policy>,
@@ -73,6 +75,14 @@ impl HubServerBuilder {
     #[must_use]
     pub fn tcp(mut self, address: SocketAddr) -> Self {
         self.tcp = Some(address);
+        self
+    }
+
+    /// Listens for MQTT over TLS on this address, too; port 0 takes a free one. [`Pki`](crate::pki::Pki) makes the
+    /// configuration.
+    #[must_use]
+    pub fn tls(mut self, address: SocketAddr, config: Arc<ServerConfig>) -> Self {
+        self.tls = Some((address, config));
         self
     }
 
@@ -152,7 +162,11 @@ impl HubServerBuilder {
     /// # Errors
     /// If the address is taken or not of this machine, or threads or descriptors are out.
     pub fn start(mut self) -> Result<HubServer, StartError> {
-        let port = self.tcp.map(Port::bind).transpose()?.map(Arc::new);
+        let tcp = self.tcp.map(Port::bind).transpose()?.map(Arc::new);
+        let tls = match self.tls {
+            Some((address, config)) => Some((Arc::new(Port::bind(address)?), config)),
+            None => None,
+        };
         let throttles =
             (self.tier != Tier::None).then(|| Arc::new(Mutex::new(Throttles::new(self.tier, self.units))));
         let https =
@@ -190,13 +204,19 @@ impl HubServerBuilder {
             https_address,
             front: Mutex::new(None),
             connector: MemoryConnector::new(shards.clone(), self.assign.clone()),
-            address: port.as_ref().map(|port| port.address()),
+            address: tcp.as_ref().map(|port| port.address()),
+            tls_address: tls.as_ref().map(|(port, _)| port.address()),
             threads: Mutex::new(Vec::with_capacity(self.shards)),
         };
         let sinks: Arc<[Arc<dyn EventSink>]> = std::mem::take(&mut self.sinks).into();
         for (index, (poll, inbox)) in polls.into_iter().enumerate() {
             let registry = poll.registry().try_clone().map_err(StartError::Shard)?;
-            let transports = Transports { tcp: Tcp::new(registry), memory: Memory::default() };
+            let second = registry.try_clone().map_err(StartError::Shard)?;
+            let transports =
+                Transports { tcp: Tcp::new(registry), tls: Tls::new(second), memory: Memory::default() };
+            let plain = tcp.iter().map(|port| Door::new(port.clone(), None));
+            let secure = tls.iter().map(|(port, config)| Door::new(port.clone(), Some(config.clone())));
+            let doors = plain.chain(secure).collect();
             let hub = Hub::new(self.options);
             let hooks = (self.hooks)(index);
             let engine = Engine::new(EngineParts {
@@ -216,7 +236,7 @@ impl HubServerBuilder {
                 engine,
                 poll,
                 inbox,
-                port: port.clone(),
+                doors,
             });
             let thread = std::thread::Builder::new()
                 .name(format!("hub-{index}"))
@@ -244,6 +264,7 @@ pub struct HubServer {
     address: Option<SocketAddr>,
     https_address: Option<SocketAddr>,
     front: Mutex<Option<Front>>,
+    tls_address: Option<SocketAddr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -254,6 +275,7 @@ impl HubServer {
         HubServerBuilder {
             shards: 1,
             tcp: None,
+            tls: None,
             hosts: Vec::new(),
             group_key: Key::from_bytes(*b"fleetwave-local-hub"),
             policies: Vec::new(),
@@ -280,7 +302,7 @@ impl HubServer {
         self.connector.clone()
     }
 
-    /// The address that it listens on, if it does.
+    /// The address that it listens on without TLS, if it does.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
@@ -290,6 +312,12 @@ impl HubServer {
     #[must_use]
     pub fn https_address(&self) -> Option<SocketAddr> {
         self.https_address
+    }
+
+    /// The address that it listens on for TLS, if it does.
+    #[must_use]
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls_address
     }
 
     /// Closes all connections and waits for the threads. Doing it twice does nothing.

@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 
 use crate::codec::{self, Will};
 use crate::engine::{Ending, Outlet};
+use crate::tls::PeerIdentity;
 use crate::transport::tcp::Received;
 use crate::transport::{Line, Sent, Transport, Transports};
 
@@ -92,6 +93,8 @@ struct Rare {
     will: Option<Will>,
     /// Packet identifier and delivery number of what is to be acknowledged.
     in_flight: Vec<(u16, u32)>,
+    /// What the client of a memory connection has shown, until it says who it is.
+    peer: PeerIdentity,
 }
 
 impl Session {
@@ -123,7 +126,8 @@ impl Session {
     }
 
     fn release_rare(&mut self) {
-        let empty = |rare: &Rare| rare.will.is_none() && rare.in_flight.is_empty();
+        let empty =
+            |rare: &Rare| rare.will.is_none() && rare.in_flight.is_empty() && rare.peer.chain().is_empty();
         if self.rare.as_deref().is_some_and(empty) {
             self.rare = None;
         }
@@ -260,18 +264,37 @@ impl Sessions {
 
     /// Watches the socket of a new session.
     pub(crate) fn adopt(&mut self, index: u32) -> io::Result<()> {
-        match self.table.get_mut(index as usize).and_then(Option::as_mut).map(|session| &mut session.line) {
-            Some(Line::Tcp(line)) => self.transports.tcp.adopt(line, index),
-            Some(Line::Memory(_)) | None => Ok(()),
+        match self.table.get_mut(index as usize).and_then(Option::as_mut) {
+            Some(session) => self.transports.adopt(&mut session.line, index),
+            None => Ok(()),
         }
+    }
+
+    /// What the client has shown in its handshake.
+    pub(crate) fn peer(&mut self, index: u32) -> PeerIdentity {
+        let Some(session) = self.get(index) else { return PeerIdentity::NONE };
+        match &session.rare {
+            Some(rare) if !rare.peer.chain().is_empty() => rare.peer.clone(),
+            _ => session.line.peer(),
+        }
+    }
+
+    /// Somebody else did the handshake.
+    pub(crate) fn set_peer(&mut self, index: u32, peer: PeerIdentity) {
+        if let Some(session) = self.get(index) {
+            session.rare.get_or_insert_default().peer = peer;
+        }
+    }
+
+    /// Whether a session's next bytes cost a handshake.
+    pub(crate) fn is_handshaking(&mut self, index: u32) -> bool {
+        self.get(index).is_some_and(|session| session.line.is_handshaking())
     }
 
     /// Reads a session's socket once; `None` if it has none.
     pub(crate) fn receive(&mut self, index: u32, buffer: &mut [u8]) -> Option<Received> {
-        match &mut self.table.get_mut(index as usize)?.as_mut()?.line {
-            Line::Tcp(line) => Some(self.transports.tcp.receive(line, buffer)),
-            Line::Memory(_) => None,
-        }
+        let session = self.table.get_mut(index as usize)?.as_mut()?;
+        self.transports.receive(&mut session.line, buffer)
     }
 
     /// Takes a session out. Its line is still open.
@@ -305,10 +328,11 @@ impl Sessions {
     /// Bytes that sessions hold.
     pub(crate) fn buffered(&self) -> u64 {
         let held = |session: &Session| {
-            session
-                .buffers
-                .as_ref()
-                .map_or(0, |buffers| buffers.partial.capacity() + buffers.unsent.capacity())
+            session.line.buffered()
+                + session
+                    .buffers
+                    .as_ref()
+                    .map_or(0, |buffers| buffers.partial.capacity() + buffers.unsent.capacity())
         };
         self.table.iter().flatten().map(held).sum::<usize>() as u64
     }
@@ -328,15 +352,22 @@ impl Sessions {
         session.expires = seconds(now).saturating_add(left);
         session.keep_alive = if keep_alive == 0 { MAX_KEEP_ALIVE } else { keep_alive.min(MAX_KEEP_ALIVE) };
         session.stage = Stage::Waiting;
-        if will.is_some() {
-            session.rare = Some(Box::new(Rare { will, in_flight: Vec::new() }));
+        if let Some(rare) = &mut session.rare {
+            // It has served its purpose.
+            rare.peer = PeerIdentity::NONE;
         }
+        if will.is_some() {
+            session.rare.get_or_insert_default().will = will;
+        }
+        session.release_rare();
         self.connecting.insert(session.serial, index);
     }
 
-    /// Something arrived.
+    /// Something arrived. A client that has not said who it is gains no time by it.
     pub(crate) fn touch(&mut self, index: u32, now: Now) {
-        if let Some(session) = self.get(index) {
+        if let Some(session) = self.get(index)
+            && session.stage != Stage::New
+        {
             session.seen = seconds(now);
         }
     }
@@ -442,10 +473,13 @@ impl Sessions {
     /// The transport can take bytes again.
     pub(crate) fn writable(&mut self, index: u32) {
         let Some(session) = self.table.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Some(buffers) = &mut session.buffers else { return };
-        if buffers.unsent.is_empty() {
+        let Some(buffers) = &mut session.buffers else {
+            // The transport may hold the rest of a record.
+            if self.transports.send(&mut session.line, &[]) == Sent::Broken {
+                self.aftermath.ended.push((index, session.serial, End::Lost));
+            }
             return;
-        }
+        };
         match self.transports.send(&mut session.line, &buffers.unsent) {
             Sent::Bytes(sent) if sent == buffers.unsent.len() => {
                 buffers.unsent = BytesMut::new();

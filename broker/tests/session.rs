@@ -11,12 +11,12 @@ use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
     Connect, ConnectReturnCode, LastWill, Packet, Publish, SubscribeFilter, SubscribeReasonCode, Unsubscribe,
 };
-use support::{BOTH_WAYS, Client, HOST, Way, encode, filters, hub, login, user_name};
+use support::{Client, EVERY_WAY, HOST, Way, encode, filters, hub, login, user_name};
 
 #[test]
 fn a_device_connects_subscribes_and_reads_its_twin_in_one_breath() {
     let server = hub();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut client = Client::open(&server, way, "d1");
         let mut bytes = encode(&Packet::Connect(login(&server.control(), "d1")));
         bytes.extend_from_slice(&encode(&Packet::Subscribe(filters("d1"))));
@@ -36,7 +36,7 @@ fn a_device_connects_subscribes_and_reads_its_twin_in_one_breath() {
 #[test]
 fn packets_that_come_byte_by_byte_are_understood() {
     let server = hub();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut client = Client::open(&server, way, "d1");
         let mut bytes = encode(&Packet::Connect(login(&server.control(), "d1")));
         bytes.extend_from_slice(&encode(&Packet::PingReq));
@@ -74,7 +74,7 @@ fn each_refusal_has_its_return_code_and_ends_the_connection() {
         ("another's token", connect("d1", &of_d1, &of_d2), ConnectReturnCode::NotAuthorized),
         ("unknown", connect("nobody", &user_name("nobody"), &of_nobody), ConnectReturnCode::NotAuthorized),
     ] {
-        for way in BOTH_WAYS {
+        for way in EVERY_WAY {
             let mut client = Client::open(&server, way, "d1");
             client.send(Packet::Connect(packet.clone()));
             assert_eq!(client.connack().code, code, "{case}");
@@ -82,13 +82,13 @@ fn each_refusal_has_its_return_code_and_ends_the_connection() {
         }
     }
     let metrics = control.metrics().unwrap();
-    assert_eq!((metrics.accepted, metrics.refused, metrics.connections), (0, 16, 0));
+    assert_eq!((metrics.accepted, metrics.refused, metrics.connections), (0, 24, 0));
 }
 
 #[test]
 fn another_protocol_level_is_refused_as_such() {
     let server = hub();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut client = Client::open(&server, way, "d1");
         client.send_bytes(b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x02d1");
         assert_eq!(client.connack().code, ConnectReturnCode::RefusedProtocolVersion);
@@ -116,7 +116,7 @@ fn whatever_breaks_the_rules_ends_the_connection_and_the_hub_lives_on() {
         ("bad flags", vec![0x83, 0]),
         ("an endless length", vec![0x30, 0xff, 0xff, 0xff, 0xff]),
     ] {
-        for way in BOTH_WAYS {
+        for way in EVERY_WAY {
             let mut client = Client::open(&server, way, "d1");
             client.log_in(&server.control(), "d1");
             client.send_bytes(&bytes);
@@ -127,13 +127,13 @@ fn whatever_breaks_the_rules_ends_the_connection_and_the_hub_lives_on() {
             assert_eq!(next.next(), Some(Packet::PingResp), "after {case}");
         }
     }
-    assert_eq!(server.control().metrics().unwrap().faulty, 18);
+    assert_eq!(server.control().metrics().unwrap().faulty, 27);
 }
 
 #[test]
 fn subscriptions_are_granted_refused_and_taken_back() {
     let server = hub();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut client = Client::open(&server, way, "d1");
         client.log_in(&server.control(), "d1");
         let mut subscribe = filters("d1");
@@ -158,7 +158,7 @@ fn subscriptions_are_granted_refused_and_taken_back() {
 #[test]
 fn a_second_connection_of_a_device_ends_the_first() {
     let server = hub();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut first = Client::open(&server, way, "d1");
         first.log_in(&server.control(), "d1");
         let mut second = Client::open(&server, way, "d1");
@@ -178,7 +178,7 @@ fn a_second_connection_of_a_device_ends_the_first() {
 fn silence_ends_a_connection_after_one_and_a_half_keep_alives() {
     let server = hub();
     let control = server.control();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut quiet = Client::open(&server, way, "d1");
         quiet.log_in(&control, "d1");
         control.clock().advance(Duration::from_secs(60));
@@ -189,13 +189,13 @@ fn silence_ends_a_connection_after_one_and_a_half_keep_alives() {
         lively.send(Packet::PingReq);
         assert_eq!(lively.next(), Some(Packet::PingResp));
     }
-    assert_eq!(control.metrics().unwrap().expired, 2);
+    assert_eq!(control.metrics().unwrap().expired, 3);
 }
 
 #[test]
 fn a_connection_that_never_says_who_it_is_ends() {
     let server = hub();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut client = Client::open(&server, way, "d1");
         client.send_bytes(&[0x10]);
         // The hub has seen the connection once it has answered another one over the same transport.
@@ -210,7 +210,7 @@ fn a_connection_that_never_says_who_it_is_ends() {
 fn a_connection_ends_with_its_token() {
     let server = hub();
     let control = server.control();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let soon = WallTime::from_unix_millis(control.clock().now().wall.as_unix_millis() + 10_000);
         let mut connect = login(&control, "d1");
         connect.set_login(user_name("d1"), control.device_token(HOST, "d1", soon));
@@ -245,9 +245,9 @@ fn a_restart_drops_everyone_refuses_for_a_while_and_keeps_the_twins() {
     let server = hub();
     let control = server.control();
     let address = server.address().unwrap();
-    let mut clients: Vec<Client> = BOTH_WAYS
+    let mut clients: Vec<Client> = EVERY_WAY
         .iter()
-        .zip(["d1", "d2"])
+        .zip(["d1", "d2", "d3"])
         .map(|(way, device)| {
             let mut client = Client::open(&server, *way, device);
             client.log_in(&control, device);
@@ -266,7 +266,7 @@ fn a_restart_drops_everyone_refuses_for_a_while_and_keeps_the_twins() {
     while std::net::TcpStream::connect(address).is_err() {
         std::thread::yield_now();
     }
-    for (way, device) in BOTH_WAYS.into_iter().zip(["d1", "d2"]) {
+    for (way, device) in EVERY_WAY.into_iter().zip(["d1", "d2", "d3"]) {
         let mut client = Client::open(&server, way, device);
         let ack = client.log_in(&control, device);
         assert!(!ack.session_present, "the connection before was a clean session");
@@ -281,7 +281,7 @@ fn a_will_is_telemetry_when_the_connection_is_lost_and_nothing_when_it_was_close
     let server = support::hub_with(move |message| {
         sender.send((message.properties.to_owned(), message.body.to_vec())).unwrap();
     });
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut connect = login(&server.control(), "d1");
         connect.last_will =
             Some(LastWill::new("devices/d1/messages/events/k=v", "gone", QoS::AtLeastOnce, false));
@@ -302,12 +302,16 @@ fn a_will_is_telemetry_when_the_connection_is_lost_and_nothing_when_it_was_close
 
 #[test]
 fn with_several_shards_a_device_comes_in_wherever_it_arrives() {
-    let server =
-        HubServer::builder().shards(3).tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 0))).start().unwrap();
+    let server = HubServer::builder()
+        .shards(3)
+        .tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
+        .tls(std::net::SocketAddr::from(([127, 0, 0, 1], 0)), support::PKI.server_config())
+        .start()
+        .unwrap();
     let control = server.control();
     let ids: Vec<String> = (0..24).map(|i| format!("dev-{i:07}")).collect();
     control.create_devices(ids.iter().map(fleetwave_hub::NewDevice::new)).unwrap();
-    for way in BOTH_WAYS {
+    for way in EVERY_WAY {
         let mut clients: Vec<Client> = ids
             .iter()
             .map(|id| {
@@ -354,7 +358,7 @@ proptest! {
         header in prop::sample::select(vec![0x30u8, 0x32, 0x40, 0x82, 0xa2]),
     ) {
         static SERVER: std::sync::LazyLock<HubServer> = std::sync::LazyLock::new(hub);
-        for way in BOTH_WAYS {
+        for way in EVERY_WAY {
             let mut stranger = Client::open(&SERVER, way, "d3");
             stranger.send_bytes(&before);
             let mut device = Client::open(&SERVER, way, "d1");

@@ -5,17 +5,21 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use fleetwave_hub::memory::{Event, MemoryPort};
+use fleetwave_hub::pki::Pki;
 use fleetwave_hub::{Hooks, HubControl, HubServer, NewDevice, Replies, Telemetry};
 use fleetwave_protocol::{Now, WallTime};
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, Publish, Subscribe, SubscribeFilter,
 };
 use rumqttc::mqttbytes::{self, QoS};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 /// The hub's name in these tests.
 pub(crate) const HOST: &str = "hub.example";
@@ -27,13 +31,15 @@ const MAX_PACKET: usize = 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Tcp,
+    Tls,
     Memory,
 }
 
-pub(crate) const BOTH_WAYS: [Way; 2] = [Way::Tcp, Way::Memory];
+pub(crate) const EVERY_WAY: [Way; 3] = [Way::Tcp, Way::Tls, Way::Memory];
 
 enum Line {
     Tcp(TcpStream),
+    Tls(Box<rustls::StreamOwned<ClientConnection, TcpStream>>),
     Memory { port: MemoryPort, poll: mio::Poll, arrived: VecDeque<Vec<u8>>, closed: bool },
 }
 
@@ -49,6 +55,7 @@ impl Client {
     pub(crate) fn open(server: &HubServer, way: Way, device: &str) -> Self {
         let line = match way {
             Way::Tcp => Line::Tcp(connect_tcp(server.address().expect("the hub listens"))),
+            Way::Tls => Line::Tls(Box::new(handshake(server, tls_client(None)))),
             Way::Memory => {
                 let poll = mio::Poll::new().expect("poll");
                 let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("waker");
@@ -65,6 +72,7 @@ impl Client {
         match &mut self.line {
             // A hub that closed the connection meanwhile is what the test then looks at.
             Line::Tcp(stream) => drop(stream.write_all(bytes)),
+            Line::Tls(stream) => drop(stream.write_all(bytes).and_then(|()| stream.flush())),
             Line::Memory { port, .. } => {
                 port.send(CONNECTION, bytes);
                 port.flush();
@@ -78,16 +86,18 @@ impl Client {
 
     /// The next bytes, or `None` at the end of the connection.
     fn receive(&mut self) -> Option<Vec<u8>> {
-        match &mut self.line {
-            Line::Tcp(stream) => {
-                let mut buffer = vec![0; 65_536];
-                match stream.read(&mut buffer) {
-                    Ok(0) => None,
-                    Ok(length) => Some(buffer[..length].to_vec()),
-                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
-                    Err(error) => panic!("nothing came: {error}"),
-                }
+        let read = |stream: &mut dyn Read| {
+            let mut buffer = vec![0; 65_536];
+            match stream.read(&mut buffer) {
+                Ok(0) => None,
+                Ok(length) => Some(buffer[..length].to_vec()),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+                Err(error) => panic!("nothing came: {error}"),
             }
+        };
+        match &mut self.line {
+            Line::Tcp(stream) => read(stream),
+            Line::Tls(stream) => read(stream),
             Line::Memory { port, poll, arrived, closed } => {
                 let mut events = mio::Events::with_capacity(8);
                 let give_up = std::time::Instant::now() + PATIENCE;
@@ -198,6 +208,43 @@ pub(crate) fn encode(packet: &Packet) -> BytesMut {
     bytes
 }
 
+/// The certificates of all hubs here.
+pub(crate) static PKI: LazyLock<Pki> =
+    LazyLock::new(|| Pki::load_or_create(None, &[HOST.to_owned()]).expect("certificates"));
+
+/// A client's certificate chain and its key.
+pub(crate) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// How a client speaks TLS: it trusts the hubs here, and shows a certificate if it has one.
+pub(crate) fn tls_client(shown: Option<Shown>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(PKI.ca_pem().as_bytes()).expect("a CA")).expect("a CA");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    match shown {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("a pair"),
+    }
+}
+
+/// A TLS connection to a hub, its handshake done.
+pub(crate) fn handshake(
+    server: &HubServer,
+    config: ClientConfig,
+) -> rustls::StreamOwned<ClientConnection, TcpStream> {
+    let name = HOST.try_into().expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a configuration");
+    let stream = connect_tcp(server.tls_address().expect("the hub listens"));
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).expect("a handshake");
+    }
+    stream
+}
+
 fn connect_tcp(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the hub accepts");
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -237,6 +284,7 @@ pub(crate) fn filters(device: &str) -> Subscribe {
 pub(crate) fn hub() -> HubServer {
     let server = HubServer::builder()
         .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .tls(SocketAddr::from(([127, 0, 0, 1], 0)), PKI.server_config())
         .host_name(HOST)
         .start()
         .expect("a hub on a free port");
@@ -262,6 +310,7 @@ pub(crate) fn hub_with(telemetry: impl FnMut(Telemetry<'_>) + Send + 'static) ->
     let mut hooks: Option<Box<dyn Hooks>> = Some(Box::new(OnTelemetry(telemetry)));
     let server = HubServer::builder()
         .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .tls(SocketAddr::from(([127, 0, 0, 1], 0)), PKI.server_config())
         .hooks(move |_| hooks.take().expect("one shard"))
         .start()
         .expect("a hub on a free port");
