@@ -5,6 +5,7 @@
 //! * [`plain::PlainHub`] is the same hub core on a plain MQTT broker, an embedded rumqttd or any other.
 //! * [`blob::BlobServer`] serves firmware over HTTP.
 
+mod amqp;
 mod auth;
 pub mod blob;
 mod clock;
