@@ -1,5 +1,13 @@
 //! What happens in a hub, for those who follow it: the event endpoint, the bus, feedback receivers.
 
+mod cloud;
+mod log;
+mod mailbox;
+
+pub use cloud::{CloudEvents, EventOptions};
+pub use log::{Entry, Event, EventLog, PartitionInfo, Retention, Source, Start};
+pub use mailbox::{LockToken, Mailbox, Taken};
+
 use fleetwave_hub_core::{C2dMessage, FeedbackStatus};
 use fleetwave_protocol::{Now, WallTime};
 
