@@ -83,7 +83,9 @@ pub(crate) struct Delivery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// A protocol header is due; the flag says whether SASL is done.
-    Header { sasl_done: bool },
+    Header {
+        sasl_done: bool,
+    },
     /// The client's SASL init is due.
     SaslInit,
     /// The outcome is due from whoever drives this.

@@ -23,11 +23,7 @@ pub(crate) struct Accept {
 }
 
 impl Connection {
-    pub(super) fn performative(
-        &mut self,
-        channel: u16,
-        performative: Performative,
-    ) -> Result<(), Violation> {
+    pub(super) fn performative(&mut self, channel: u16, performative: Performative) -> Result<(), Violation> {
         if let Performative::Begin(begin) = performative {
             return self.begin(channel, &begin);
         }
@@ -307,7 +303,9 @@ impl Connection {
 
     /// Whether a message can be sent on a link now: there is credit, and nothing waits before it.
     pub(crate) fn can_send(&self, id: LinkId) -> bool {
-        let Some(link) = self.links.get(&id).filter(|link| link.state == State::Attached) else { return false };
+        let Some(link) = self.links.get(&id).filter(|link| link.state == State::Attached) else {
+            return false;
+        };
         matches!(link.flow, Direction::Out { credit: 1.., .. })
             && self.sessions.get(&link.channel).is_some_and(Session::is_clear)
     }

@@ -425,8 +425,7 @@ mod tests {
             shape(&End::default().to_value()),
             shape(&Close::default().to_value()),
         ];
-        let expected =
-            [(16, 10), (17, 8), (18, 14), (19, 11), (20, 11), (21, 6), (22, 3), (23, 1), (24, 1)];
+        let expected = [(16, 10), (17, 8), (18, 14), (19, 11), (20, 11), (21, 6), (22, 3), (23, 1), (24, 1)];
         assert_eq!(shapes, expected);
     }
 

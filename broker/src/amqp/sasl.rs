@@ -48,7 +48,10 @@ fn plain(response: &Bytes) -> Option<Credentials> {
     let text = std::str::from_utf8(response).ok()?;
     let mut parts = text.split('\0');
     let (_, user, password) = (parts.next()?, parts.next()?, parts.next()?);
-    parts.next().is_none().then(|| Credentials::Plain { user: user.to_owned(), password: password.to_owned() })
+    parts
+        .next()
+        .is_none()
+        .then(|| Credentials::Plain { user: user.to_owned(), password: password.to_owned() })
 }
 
 #[cfg(test)]

@@ -214,11 +214,7 @@ mod tests {
         let cloud = cloud(&[Source::TwinChanges, Source::ConnectionState, Source::Lifecycle]);
         tell(&cloud, "d", EventKind::Reported { version: 3, patch: br#"{"a":1}"# });
         let desired = Some(&br#"{"b":2}"#[..]);
-        tell(
-            &cloud,
-            "d",
-            EventKind::TwinWritten { tags: Some(b"{}"), desired, version: 4, replaced: true },
-        );
+        tell(&cloud, "d", EventKind::TwinWritten { tags: Some(b"{}"), desired, version: 4, replaced: true });
         tell(&cloud, "d/m", EventKind::Disconnected { sequence: 255 });
         tell(&cloud, "d/m", EventKind::Created { twin: b"{}" });
         let entries = cloud.log.read(0, 0, 9);
