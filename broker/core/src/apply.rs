@@ -32,7 +32,7 @@ impl Hub {
         out.push(Output::Service(Ok(Done::TwinWritten)));
         // Before anything is interned: making a module may sweep the tables.
         for (name, _) in &plan.modules {
-            self.add_managed_module(now, ix, name);
+            self.add_module(now, ix, name, None);
         }
         if let Some(tree) = plan.own {
             self.write_own(now, ix, tree, out);
@@ -66,7 +66,8 @@ impl Hub {
         if !take("moduleContent")?.is_empty() {
             return Err(bad_content("moduleContent is for configurations that target modules"));
         }
-        if let Some(name) = members.keys().next() {
+        // Tools leave a `$schema` there.
+        if let Some(name) = members.keys().find(|name| !name.starts_with('$')) {
             return Err(bad_content(format!("{name:?} is neither deviceContent nor modulesContent")));
         }
         let own = match device_content.is_empty() {

@@ -111,7 +111,12 @@ impl Hub {
     }
 
     fn enqueue(&mut self, now: Now, ix: DeviceIx, message: Arc<C2dMessage>) -> Result<Done, HubError> {
-        self.existing(ix)?;
+        if self.existing(ix)?.module {
+            return Err(HubError::new(
+                ErrorCode::InvalidOperation,
+                "C2D messages are for devices: call a method of the module, or write its desired properties",
+            ));
+        }
         let size = message.properties.len() + message.body.len();
         if size > limits::C2D_SIZE {
             return Err(HubError::new(

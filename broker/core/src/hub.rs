@@ -10,7 +10,8 @@ use crate::c2d::Queue;
 use crate::configuration::{Active, ConfigurationSet};
 use crate::device::{Device, NewTwin, Registry, Section};
 use crate::error::{ErrorCode, HubError};
-use crate::identity::{Authentication, EDGE_MODULES, Identity, Kept, split};
+use crate::identities::{EDGE_MODULES, Kept};
+use crate::identity::{Authentication, Identity, split};
 use crate::io::{DeviceIx, Input, Output};
 use crate::limits;
 use crate::method::{Call, Invocation};
@@ -215,19 +216,19 @@ impl Hub {
     /// Makes the modules that an edge device has, as far as they are missing and there is room for them.
     pub(crate) fn add_edge_modules(&mut self, now: Now, device: DeviceIx) {
         for name in EDGE_MODULES {
-            self.add_managed_module(now, device, name);
+            self.add_module(now, device, name, Some("iotEdge".into()));
         }
     }
 
-    /// Makes a module that the edge manages, unless it is there. Nobody can connect as it before it has keys.
-    pub(crate) fn add_managed_module(&mut self, now: Now, device: DeviceIx, name: &str) {
+    /// Makes a module of an edge device, unless it is there. Nobody can connect as it before it has keys.
+    pub(crate) fn add_module(&mut self, now: Now, device: DeviceIx, name: &str, managed_by: Option<String>) {
         let view = self.identity(device);
         let id = format!("{}/{name}", view.device_id);
         let made = u64::try_from(self.modules_of(device).len()).unwrap_or_default();
         let identity = Identity {
             authentication: Authentication::None,
             generation_id: view.generation_id.wrapping_add(made + 1),
-            managed_by: Some("iotEdge".into()),
+            managed_by,
             ..Identity::default()
         };
         // One that is there already, or is one too many, changes nothing.

@@ -7,18 +7,18 @@ use fleetwave_protocol::{Instant, Now, WallTime};
 
 use crate::*;
 
-fn at(millis: u64) -> Now {
+pub(crate) fn at(millis: u64) -> Now {
     Now { at: Instant::from_micros(millis * 1000), wall: WallTime::from_unix_millis(1_000_000 + millis) }
 }
 
-struct Bench {
-    hub: Hub,
-    device: DeviceIx,
-    now: u64,
+pub(crate) struct Bench {
+    pub(crate) hub: Hub,
+    pub(crate) device: DeviceIx,
+    pub(crate) now: u64,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Options::default())
     }
 
@@ -36,7 +36,7 @@ impl Bench {
         bench
     }
 
-    fn give(&mut self, input: Input<'_>) -> Vec<Output> {
+    pub(crate) fn give(&mut self, input: Input<'_>) -> Vec<Output> {
         let mut out = Vec::new();
         self.hub.handle(at(self.now), input, &mut out);
         out
@@ -90,7 +90,7 @@ impl Bench {
     }
 }
 
-fn code(out: &[Output]) -> ErrorCode {
+pub(crate) fn code(out: &[Output]) -> ErrorCode {
     match out {
         [Output::Service(Err(error)) | Output::MethodResult { result: Err(error), .. }] => error.code,
         _ => panic!("{out:?}"),

@@ -41,6 +41,7 @@ mod configuration;
 mod device;
 mod error;
 mod hub;
+mod identities;
 mod identity;
 mod io;
 pub mod limits;
@@ -60,6 +61,8 @@ mod twin;
 
 #[cfg(test)]
 mod hub_tests;
+#[cfg(test)]
+mod identity_tests;
 #[cfg(test)]
 mod model_tests;
 

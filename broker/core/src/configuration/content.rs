@@ -1,0 +1,90 @@
+//! What a configuration puts into desired properties.
+
+use serde_json::{Map, Value};
+
+use crate::error::{ErrorCode, HubError};
+use crate::limits::Section;
+use crate::tree::{Tree, escape};
+
+/// A path of escaped keys.
+pub(super) type Path = Box<[Box<str>]>;
+
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(super) paths: Box<[Path]>,
+    /// The patch that removes what stands at the paths.
+    clear: Tree,
+    /// The patch that puts the values there.
+    set: Tree,
+}
+
+pub(crate) fn bad_content(message: impl Into<String>) -> HubError {
+    HubError::new(ErrorCode::InvalidConfigurationContent, message.into())
+}
+
+impl Content {
+    pub(super) fn parse(json: &str) -> Result<Self, HubError> {
+        let parsed = serde_json::from_str(json).map_err(|error| bad_content(format!("not JSON: {error}")))?;
+        let Value::Object(members) = parsed else {
+            return Err(bad_content("the content is not a JSON object"));
+        };
+        Self::of(members)
+    }
+
+    /// The content of an object from `properties.desired.PATH` to values.
+    pub(crate) fn of(members: Map<String, Value>) -> Result<Self, HubError> {
+        let mut paths: Vec<Path> = Vec::new();
+        let (mut clear, mut set) = (Value::Object(Map::new()), Value::Object(Map::new()));
+        for (name, value) in members {
+            let Some(keys) = name.strip_prefix("properties.desired.") else {
+                return Err(bad_content(format!("{name:?} does not begin with \"properties.desired.\"")));
+            };
+            if has_null(&value) {
+                return Err(bad_content(format!("{name:?} holds null, which can't be a desired property")));
+            }
+            let keys: Vec<&str> = keys.split('.').collect();
+            let path: Path = keys.iter().map(|key| escape(key).into_boxed_str()).collect();
+            if paths.iter().any(|other| covers(other, &path) || covers(&path, other)) {
+                return Err(bad_content(format!("{name:?} and another path lie inside each other")));
+            }
+            insert(&mut clear, &keys, Value::Null);
+            insert(&mut set, &keys, value);
+            paths.push(path);
+        }
+        let tree = |value| Tree::from_value(value).map_err(|error| bad_content(error.message));
+        let (clear, set) = (tree(&clear)?, tree(&set)?);
+        Section::Desired.check_size(set.size()).map_err(|error| bad_content(error.message))?;
+        Ok(Self { paths: paths.into_boxed_slice(), clear, set })
+    }
+
+    pub(crate) fn lay_over(&self, tree: &Tree) -> Tree {
+        tree.merge(&self.clear).0.merge(&self.set).0
+    }
+}
+
+/// Whether a value would remove something, were it a patch.
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(members) => members.values().any(has_null),
+        _ => false,
+    }
+}
+
+/// Puts a value at a path on which nothing but objects stands.
+fn insert(object: &mut Value, keys: &[&str], value: Value) {
+    match keys {
+        [] => *object = value,
+        [key, rest @ ..] => {
+            if let Value::Object(members) = object {
+                let member = members.entry(*key).or_insert_with(|| Value::Object(Map::new()));
+                insert(member, rest, value);
+            }
+        }
+    }
+}
+
+/// Whether what stands at `inner` is part of what stands at `outer`.
+pub(super) fn covers(outer: &[Box<str>], inner: &[Box<str>]) -> bool {
+    inner.starts_with(outer)
+}
