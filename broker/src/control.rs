@@ -372,6 +372,18 @@ impl HubControl {
         self.run(self.shard_of(id), job)?.blocking_recv().map_err(|_| ControlError::Stopped)
     }
 
+    /// Runs `job` like [`HubControl::with_device`], and does not wait.
+    ///
+    /// # Errors
+    /// If the hub has stopped.
+    pub(crate) fn post(
+        &self,
+        id: &str,
+        job: impl FnOnce(&mut ShardView<'_>) + Send + 'static,
+    ) -> Result<(), ControlError> {
+        self.run(self.shard_of(id), job).map(drop)
+    }
+
     fn run<T: Send + 'static>(
         &self,
         shard: usize,

@@ -13,6 +13,7 @@ mod codec;
 mod control;
 mod delay;
 mod dialog;
+mod dps;
 mod engine;
 pub mod events;
 mod front;
@@ -40,6 +41,7 @@ pub use clock::Clock;
 pub use control::{
     Accepted, ControlError, HubControl, MethodCall, MethodOutcome, NewDevice, PendingMethod, TwinChange,
 };
+pub use dps::DpsSettings;
 pub use hooks::{Hooks, Replies, Reply, Telemetry};
 pub use listen::ListenError;
 pub use metrics::HubMetrics;

@@ -15,6 +15,7 @@ use crate::Assign;
 use crate::auth::Gate;
 use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
+use crate::dps::{Dps, DpsSettings};
 use crate::engine::{Engine, EngineParts};
 use crate::events::EventSink;
 use crate::front::{Bound, Front, Service};
@@ -61,6 +62,7 @@ pub struct HubServerBuilder {
     hooks: MakeHooks,
     sinks: Vec<Arc<dyn EventSink>>,
     https: Option<(SocketAddr, Option<Arc<ServerConfig>>)>,
+    dps: Option<DpsSettings>,
 }
 
 impl HubServerBuilder {
@@ -112,6 +114,13 @@ impl HubServerBuilder {
     #[must_use]
     pub fn https(mut self, address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Self {
         self.https = Some((address, tls));
+        self
+    }
+
+    /// Provisions devices for this hub, over MQTT and HTTPS.
+    #[must_use]
+    pub fn provisioning(mut self, settings: DpsSettings) -> Self {
+        self.dps = Some(settings);
         self
     }
 
@@ -192,10 +201,11 @@ impl HubServerBuilder {
             throttles.clone(),
         );
         // From here on an early return stops the threads that run.
+        let dps = self.dps.take().map(|settings| Dps::new(settings, control.clone()));
         let https_address = https.as_ref().map(|(bound, _)| bound.address());
         let mut services: Vec<(Bound, Service)> = Vec::new();
         if let Some((bound, tls)) = https {
-            let api = Arc::new(Api::new(control.clone(), policies));
+            let api = Arc::new(Api::new(control.clone(), policies, dps));
             let rest = RestServer { api, tls, upgrades: Vec::new() };
             services.push((bound, Box::new(|listener, stop| Box::pin(rest.serve(listener, stop)))));
         }
@@ -287,6 +297,7 @@ impl HubServer {
             hooks: Box::new(|_| Box::new(())),
             sinks: Vec::new(),
             https: None,
+            dps: None,
         }
     }
 

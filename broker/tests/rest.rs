@@ -2,5 +2,6 @@
 
 mod rest {
     mod client;
+    mod provisioning;
     mod statistics;
 }

@@ -1,12 +1,14 @@
 //! Refusals, in the shape that service SDKs make their errors of.
 
-use fleetwave_hub_core::{ErrorCode, HubError};
+use fleetwave_hub_core::{ErrorCode, HubError, Iso8601};
+use fleetwave_protocol::WallTime;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use serde_json::json;
 
 use super::Reply;
 use crate::ControlError;
+use crate::dps::DpsError;
 use crate::policy::PolicyError;
 
 /// Why an operation was not done.
@@ -18,6 +20,8 @@ pub(crate) enum ApiError {
     Other { status: StatusCode, name: &'static str, message: String },
     /// The hub does not model it.
     NotModelled(&'static str),
+    /// The provisioning service refuses; its errors have a shape of their own.
+    Provisioning(DpsError),
     /// A direct method ended without an answer: its error has a shape of its own.
     Method(Box<HubError>),
 }
@@ -76,6 +80,9 @@ impl ApiError {
                 StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
             }
             Self::Other { status, .. } => *status,
+            Self::Provisioning(error) => {
+                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
             Self::NotModelled(_) => StatusCode::NOT_IMPLEMENTED,
         }
     }
@@ -85,15 +92,17 @@ impl ApiError {
             Self::Hub(error) | Self::Method(error) => error.code.name(),
             Self::Other { name, .. } => name,
             Self::NotModelled(_) => "NotModelled",
+            Self::Provisioning(_) => "ProvisioningServiceError",
         }
     }
 
     /// The answer. `tracking` helps to find the request in the log.
-    pub(crate) fn reply(&self, tracking: &str) -> Reply {
+    pub(crate) fn reply(&self, tracking: &str, wall: WallTime) -> Reply {
         let text = match self {
             Self::Hub(error) | Self::Method(error) => error.message.as_ref(),
             Self::Other { message, .. } => message,
             Self::NotModelled(feature) => feature,
+            Self::Provisioning(error) => &error.message,
         };
         let body = match self {
             // SDKs read the inner document, and only when the exception's message is empty.
@@ -103,10 +112,11 @@ impl ApiError {
                     "trackingId": tracking,
                     "message": text,
                     "info": {},
-                    "timestampUtc": null,
+                    "timestampUtc": Iso8601(wall).to_string(),
                 });
                 json!({ "Message": inner.to_string(), "ExceptionMessage": "" })
             }
+            Self::Provisioning(error) => error.body(tracking, wall),
             Self::NotModelled(feature) => json!({
                 "Message": format!("ErrorCode:NotModelled;this hub does not model {feature}"),
                 "ExceptionMessage": format!("Tracking ID:{tracking}"),

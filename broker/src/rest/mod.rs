@@ -11,6 +11,7 @@ mod reply;
 mod router;
 mod server;
 
+mod provisioning;
 mod statistics;
 
 pub(crate) use call::{Call, Peer};
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::HubControl;
+use crate::dps::Dps;
 use crate::policy::Policies;
 
 /// What all operations share.
@@ -32,12 +34,14 @@ pub(crate) struct Api {
     pub(crate) control: HubControl,
     /// Who may do what.
     pub(crate) policies: Arc<Policies>,
+    /// The provisioning service, if there is one.
+    pub(crate) dps: Option<Arc<Dps>>,
     /// Numbers requests, for tracking ids.
     pub(crate) requests: AtomicU64,
 }
 
 impl Api {
-    pub(crate) fn new(control: HubControl, policies: Arc<Policies>) -> Self {
-        Self { control, policies, requests: AtomicU64::new(0) }
+    pub(crate) fn new(control: HubControl, policies: Arc<Policies>, dps: Option<Arc<Dps>>) -> Self {
+        Self { control, policies, dps, requests: AtomicU64::new(0) }
     }
 }

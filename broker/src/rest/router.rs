@@ -7,7 +7,7 @@ use fleetwave_hub_core::throttle;
 use fleetwave_protocol::bag;
 use hyper::Method;
 
-use super::{ApiError, Call, Reply, statistics};
+use super::{ApiError, Call, Reply, provisioning, statistics};
 use crate::policy::Rights;
 
 /// What an operation gives, when it is done.
@@ -78,7 +78,8 @@ impl Verb {
 }
 
 /// All tables.
-pub(crate) const TABLES: &[(&str, &[Operation])] = &[("Statistics", statistics::OPERATIONS)];
+pub(crate) const TABLES: &[(&str, &[Operation])] =
+    &[("Statistics", statistics::OPERATIONS), ("Device provisioning", provisioning::OPERATIONS)];
 
 /// What became of the search for an operation.
 pub(crate) enum Found {

@@ -148,7 +148,7 @@ impl RestServer {
         };
         let reply = outcome.unwrap_or_else(|error| {
             tracing::debug!(operation = name, tracking, status = %error.status(), ?error, "refused");
-            error.reply(&tracking)
+            error.reply(&tracking, self.api.control.clock().now().wall)
         });
         reply.with("x-ms-request-id", tracking).into_response()
     }
