@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::error::{ErrorCode, HubError};
 use crate::identity::is_forced;
 use crate::limits;
-use crate::query::{Condition, Query};
+use crate::query::{Collection, Condition, Query};
 
 pub(crate) use content::{Content, bad_content};
 pub(crate) use set::{Active, ConfigurationSet};
@@ -156,18 +156,24 @@ impl Configuration {
     pub fn new(spec: &ConfigurationSpec<'_>) -> Result<Self, HubError> {
         check_id(spec.id)?;
         let (modules, content) = content_of(spec)?;
+        let bad_condition = |what: String| {
+            HubError::new(ErrorCode::InvalidConfigurationTargetCondition, format!("target condition: {what}"))
+        };
         let condition =
-            if modules { module_condition(spec.target_condition) } else { spec.target_condition.into() };
-        let condition = Condition::parse(&condition).map_err(|error| {
-            HubError::new(
-                ErrorCode::InvalidConfigurationTargetCondition,
-                format!("target condition: {error}"),
-            )
-        })?;
+            Condition::parse(spec.target_condition).map_err(|error| bad_condition(error.to_string()))?;
+        if !modules && condition.collection() == Collection::Modules {
+            return Err(bad_condition("FROM devices.modules is for a moduleContent".to_owned()));
+        }
         let metrics = spec
             .metrics
             .iter()
             .map(|(name, query_text)| match Query::parse(query_text) {
+                Ok(query) if query.is_aggregate() => Err(HubError::new(
+                    ErrorCode::InvalidConfigurationCustomMetricsQuery,
+                    format!(
+                        "metric {name:?}: it counts rows, so its query selects them, as deviceId for instance"
+                    ),
+                )),
                 Ok(query) => Ok(Metric { name: Box::from(*name), text: Box::from(*query_text), query }),
                 Err(error) => Err(HubError::new(
                     ErrorCode::InvalidConfigurationCustomMetricsQuery,
@@ -284,29 +290,6 @@ fn content_of<'a>(spec: &ConfigurationSpec<'a>) -> Result<(bool, &'a str), HubEr
 
 fn is_for_modules(condition: &str) -> bool {
     condition.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
-}
-
-/// The condition of `FROM devices.modules [WHERE condition]`, at the place where it stands; any other text as it is.
-fn module_condition(text: &str) -> String {
-    let mut rest = text;
-    let mut word = |expected: &str| {
-        let trimmed = rest.trim_start();
-        let end = trimmed.find(|c: char| c.is_ascii_whitespace() || c == '(').unwrap_or(trimmed.len());
-        let found = trimmed[..end].eq_ignore_ascii_case(expected);
-        if found {
-            rest = &trimmed[end..];
-        }
-        found
-    };
-    if !(word("FROM") && word("devices.modules")) {
-        return text.into();
-    }
-    let filtered = word("WHERE");
-    if !filtered && rest.trim().is_empty() {
-        return "*".into();
-    }
-    // Spaces keep the places that errors name.
-    format!("{}{rest}", " ".repeat(text.len() - rest.len()))
 }
 
 /// Checks labels: an object of texts.

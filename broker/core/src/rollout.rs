@@ -9,11 +9,10 @@ use rustc_hash::FxHashMap;
 use crate::configuration::{Active, Configuration, ConfigurationView};
 use crate::hub::{Cycle, Hub};
 use crate::io::{DeviceIx, Done, Output, Topics};
-use crate::query::Query;
+use crate::query::TwinScope;
 use crate::stamps::Stamp;
 use crate::store::{DocId, LayerId, PatchId};
 use crate::timers::Due;
-use crate::twin::TwinScope;
 
 /// A configuration's system metrics in one shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,24 +48,6 @@ impl Hub {
     #[must_use]
     pub fn configuration(&self, id: &str) -> Option<ConfigurationView<'_>> {
         self.configurations.view(id)
-    }
-
-    /// How many device twins of this shard a query selects.
-    #[must_use]
-    pub fn count_where(&self, query: &Query) -> u64 {
-        let mut known: FxHashMap<(DocId, DocId, LayerId), bool> = FxHashMap::default();
-        let mut count = 0;
-        for (ix, device) in self.registry.iter().filter(|(_, device)| !device.module) {
-            let selects = || query.matches(&self.scope(ix, device));
-            let selected = if query.is_individual() {
-                selects()
-            } else {
-                let reported = self.store.pattern_doc(device.reported.pattern);
-                *known.entry((device.tags, reported, device.layer)).or_insert_with(selects)
-            };
-            count += u64::from(selected);
-        }
-        count
     }
 
     /// Which of `candidates` target a twin.

@@ -8,14 +8,12 @@ use base64::engine::general_purpose::STANDARD;
 use fleetwave_protocol::WallTime;
 
 use crate::c2d::Queue;
-use crate::configuration::ConfigurationSet;
 use crate::device::{Device, Section};
 use crate::hub::Hub;
-use crate::identity::{IdentityView, split};
+use crate::identity::IdentityView;
 use crate::io::{DeviceIx, Topics};
-use crate::query::{Path, Root, Scope, Value};
 use crate::stamps::Stamp;
-use crate::store::{Doc, Layer, versioned_len, write_open, write_versioned};
+use crate::store::{Doc, versioned_len, write_open, write_versioned};
 use crate::time_text::{Iso8601, Since};
 use crate::tree::{ROOT, Tree};
 
@@ -175,22 +173,6 @@ impl Hub {
         write_metadata(&doc.tree, ROOT, &|node| stamps[slots[node] as usize], out);
         write!(out, ",\"$version\":{}}}", section.version).expect("a vector takes all that is written to it");
     }
-
-    /// Where a query's paths lead for a device.
-    pub(crate) fn scope<'a>(&'a self, ix: DeviceIx, device: &Device) -> TwinScope<'a> {
-        let reported = self.store.pattern_doc(device.reported.pattern);
-        let desired = self.store.pattern_doc(device.desired.pattern);
-        TwinScope {
-            device_id: split(self.registry.id(ix)).0,
-            tags: &self.store.doc(device.tags).tree,
-            reported: &self.store.doc(reported).tree,
-            more: Some(More {
-                desired: &self.store.doc(desired).tree,
-                layer: self.store.layer(device.layer),
-                configurations: &self.configurations,
-            }),
-        }
-    }
 }
 
 /// The first members of a twin: who it is of.
@@ -253,58 +235,6 @@ fn write_metadata(tree: &Tree, node: usize, stamp: &impl Fn(usize) -> Stamp, out
 }
 
 /// A configuration's status in a twin that it targets, when something of it stands there.
-const APPLIED: &str = "Applied";
+pub(crate) const APPLIED: &str = "Applied";
 /// The same, when all of it is taken by higher priorities.
-const TARGETED: &str = "Targeted";
-
-fn status_of(layer: &Layer, configurations: &ConfigurationSet, id: &str) -> Option<&'static str> {
-    let slot = configurations.find(id)?;
-    if !layer.applied.and(slot).is_empty() {
-        Some(APPLIED)
-    } else if !layer.targeted.and(slot).is_empty() {
-        Some(TARGETED)
-    } else {
-        None
-    }
-}
-
-/// A twin as conditions and queries see it.
-pub(crate) struct TwinScope<'a> {
-    device_id: &'a str,
-    tags: &'a Tree,
-    reported: &'a Tree,
-    /// What only queries may ask for.
-    more: Option<More<'a>>,
-}
-
-struct More<'a> {
-    desired: &'a Tree,
-    layer: &'a Layer,
-    configurations: &'a ConfigurationSet,
-}
-
-impl<'a> TwinScope<'a> {
-    /// What a target condition may ask for.
-    pub(crate) fn of_documents(id: &'a str, tags: &'a Tree, reported: &'a Tree) -> Self {
-        Self { device_id: split(id).0, tags, reported, more: None }
-    }
-}
-
-impl<'a> Scope<'a> for TwinScope<'a> {
-    fn value(&self, path: &Path) -> Value<'a> {
-        let of = |tree: &'a Tree| Value::of(tree, tree.find(&path.members));
-        match (path.root, &self.more) {
-            (Root::DeviceId, _) => Value::Text(self.device_id.into()),
-            (Root::Tags, _) => of(self.tags),
-            (Root::Reported, _) => of(self.reported),
-            (Root::Desired, Some(more)) => of(more.desired),
-            (Root::ConfigurationStatus, Some(more)) => {
-                match status_of(more.layer, more.configurations, &path.members[0]) {
-                    Some(status) => Value::Text(status.into()),
-                    None => Value::Undefined,
-                }
-            }
-            (Root::Desired | Root::ConfigurationStatus, None) => Value::Undefined,
-        }
-    }
-}
+pub(crate) const TARGETED: &str = "Targeted";

@@ -25,8 +25,14 @@ pub(super) type Spanned = (Token, Range<usize>);
 const SYMBOLS: [&str; 18] =
     ["<>", "<=", ">=", "!=", "=", "<", ">", "(", ")", "[", "]", ",", ".", "*", "+", "-", "/", "%"];
 
+/// Most characters of a query. Source: `articles/iot-hub/query-twins.md` in MicrosoftDocs/azure-docs.
+const MAX_LENGTH: usize = 8192;
+
 /// All tokens of a text.
 pub(super) fn tokens(text: &str) -> Result<Vec<Spanned>, QueryError> {
+    if let Some((end, _)) = text.char_indices().nth(MAX_LENGTH) {
+        return Err(QueryError { span: end..text.len(), problem: Problem::TooLong { limit: MAX_LENGTH } });
+    }
     let mut rest = text;
     let mut tokens = Vec::new();
     loop {
@@ -98,7 +104,7 @@ fn number(input: &mut &str) -> ModalResult<f64> {
     let decimal =
         (digits(1), opt(('.', digits(1))), opt((one_of(['e', 'E']), opt(one_of(['+', '-'])), digits(1))))
             .take()
-            .try_map(str::parse::<f64>);
+            .verify_map(|digits: &str| digits.parse::<f64>().ok().filter(|number| number.is_finite()));
     let hexadecimal = preceded(
         alt(("0x", "0X")),
         take_while(1..=13, |c: char| c.is_ascii_hexdigit())
