@@ -34,6 +34,9 @@ impl Shard {
         if let Packet::Connect(connect) = packet {
             return self.connect(index, now, connect);
         }
+        if let Some(who) = self.sessions.registration(index) {
+            return self.registering(&who, packet);
+        }
         match packet {
             Packet::Publish(publish) => self.publish(index, &publish),
             Packet::PubAck(ack) => self.acknowledge(index, ack.pkid),
@@ -50,6 +53,9 @@ impl Shard {
     }
 
     pub(crate) fn connect(&mut self, index: u32, now: Now, connect: Connect) -> Flow {
+        if let Some(flow) = self.connect_to_register(index, &connect) {
+            return flow;
+        }
         let home = self.assign.shard(&connect.client_id, self.shards.len());
         if home != self.index {
             return Flow::Elsewhere(home, Box::new(connect));
@@ -81,7 +87,7 @@ impl Shard {
         Flow::Wait
     }
 
-    fn refuse(&mut self, connect: &Connect, refused: Refused) -> Flow {
+    pub(crate) fn refuse(&mut self, connect: &Connect, refused: Refused) -> Flow {
         tracing::debug!(client = connect.client_id, why = refused.why, "a connection was refused");
         codec::connack(refused.code, false, self.sessions.answers());
         Flow::End(End::Refused)
@@ -187,7 +193,7 @@ fn topic(channel: Channel) -> Topics {
 }
 
 /// IoT Hub grants no QoS 2.
-fn granted(asked: QoS) -> QoS {
+pub(crate) fn granted(asked: QoS) -> QoS {
     match asked {
         QoS::ExactlyOnce => QoS::AtLeastOnce,
         other => other,

@@ -15,6 +15,7 @@ mod delay;
 mod dialog;
 mod dps;
 mod engine;
+mod enrol;
 pub mod events;
 mod front;
 mod hooks;
@@ -41,7 +42,7 @@ pub use clock::Clock;
 pub use control::{
     Accepted, ControlError, HubControl, MethodCall, MethodOutcome, NewDevice, PendingMethod, TwinChange,
 };
-pub use dps::DpsSettings;
+pub use dps::{DpsError, DpsSettings, Provisioning};
 pub use hooks::{Hooks, Replies, Reply, Telemetry};
 pub use listen::ListenError;
 pub use metrics::HubMetrics;

@@ -17,6 +17,7 @@ use crate::auth::Gate;
 use crate::codec::{self, Fault, MAX_PACKET};
 use crate::control::Command;
 use crate::dialog::Flow;
+use crate::dps::Dps;
 use crate::engine::Engine;
 use crate::inbox::{Inbox, Message};
 use crate::listen::{ACCEPT_PAUSE, Port};
@@ -51,6 +52,7 @@ pub(crate) struct Shard {
     pub(crate) gate: Arc<Gate>,
     pub(crate) engine: Engine,
     pub(crate) sessions: Sessions,
+    pub(crate) dps: Option<Arc<Dps>>,
     poll: Poll,
     inbox: Receiver<Message>,
     doors: Vec<Door>,
@@ -89,6 +91,7 @@ pub(crate) struct Parts {
     pub(crate) gate: Arc<Gate>,
     pub(crate) engine: Engine,
     pub(crate) sessions: Sessions,
+    pub(crate) dps: Option<Arc<Dps>>,
     pub(crate) poll: Poll,
     pub(crate) inbox: Receiver<Message>,
     pub(crate) doors: Vec<Door>,
@@ -103,6 +106,7 @@ impl Shard {
             gate: parts.gate,
             engine: parts.engine,
             sessions: parts.sessions,
+            dps: parts.dps,
             poll: parts.poll,
             inbox: parts.inbox,
             doors: parts.doors,
@@ -371,7 +375,7 @@ impl Shard {
         loop {
             let connected = match self.sessions.get(index).map(|session| session.stage()) {
                 Some(Stage::New) => false,
-                Some(Stage::Open) => true,
+                Some(Stage::Open | Stage::Registering) => true,
                 Some(Stage::Waiting) | None => break,
             };
             match codec::read(&mut input, connected) {

@@ -15,7 +15,7 @@ use crate::Assign;
 use crate::auth::Gate;
 use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
-use crate::dps::{Dps, DpsSettings};
+use crate::dps::{Dps, DpsSettings, Provisioning};
 use crate::engine::{Engine, EngineParts};
 use crate::events::EventSink;
 use crate::front::{Bound, Front, Service};
@@ -205,13 +205,14 @@ impl HubServerBuilder {
         let https_address = https.as_ref().map(|(bound, _)| bound.address());
         let mut services: Vec<(Bound, Service)> = Vec::new();
         if let Some((bound, tls)) = https {
-            let api = Arc::new(Api::new(control.clone(), policies, dps));
+            let api = Arc::new(Api::new(control.clone(), policies, dps.clone()));
             let rest = RestServer { api, tls, upgrades: Vec::new() };
             services.push((bound, Box::new(|listener, stop| Box::pin(rest.serve(listener, stop)))));
         }
         let server = HubServer {
             control,
             https_address,
+            dps: dps.clone(),
             front: Mutex::new(None),
             connector: MemoryConnector::new(shards.clone(), self.assign.clone()),
             address: tcp.as_ref().map(|port| port.address()),
@@ -243,6 +244,7 @@ impl HubServerBuilder {
                 assign: self.assign.clone(),
                 gate: gate.clone(),
                 sessions: Sessions::new(transports, engine.is_durable()),
+                dps: dps.clone(),
                 engine,
                 poll,
                 inbox,
@@ -273,6 +275,7 @@ pub struct HubServer {
     connector: MemoryConnector,
     address: Option<SocketAddr>,
     https_address: Option<SocketAddr>,
+    dps: Option<Arc<Dps>>,
     front: Mutex<Option<Front>>,
     tls_address: Option<SocketAddr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -329,6 +332,12 @@ impl HubServer {
     #[must_use]
     pub fn tls_address(&self) -> Option<SocketAddr> {
         self.tls_address
+    }
+
+    /// The provisioning service, if the hub has one.
+    #[must_use]
+    pub fn provisioning(&self) -> Option<Provisioning> {
+        self.dps.clone().map(Provisioning)
     }
 
     /// Closes all connections and waits for the threads. Doing it twice does nothing.

@@ -8,11 +8,13 @@ use std::io;
 
 use bytes::{Buf, BytesMut};
 use fleetwave_hub_core::{DesiredPatch, DeviceIx};
+use fleetwave_protocol::profile::Packet;
 use fleetwave_protocol::{Down, Now, Profile, QoS, WallTime};
 use rumqttc::mqttbytes::v4::ConnectReturnCode;
 use rustc_hash::FxHashMap;
 
 use crate::codec::{self, Will};
+use crate::dps::Registration;
 use crate::engine::{Ending, Outlet};
 use crate::tls::PeerIdentity;
 use crate::transport::tcp::Received;
@@ -36,6 +38,8 @@ pub(crate) enum Stage {
     Waiting,
     /// It is a device's.
     Open,
+    /// It is a device's that wants to be registered.
+    Registering,
 }
 
 /// Why a session ended.
@@ -93,6 +97,8 @@ struct Rare {
     will: Option<Will>,
     /// Packet identifier and delivery number of what is to be acknowledged.
     in_flight: Vec<(u16, u32)>,
+    /// Who registers here.
+    registration: Option<Registration>,
     /// What the client of a memory connection has shown, until it says who it is.
     peer: PeerIdentity,
 }
@@ -111,7 +117,7 @@ impl Session {
             Stage::New => self.seen.saturating_add(CONNECT_WITHIN),
             // The hub decides about it, and the queue that it waits in is bounded.
             Stage::Waiting => self.expires,
-            Stage::Open => {
+            Stage::Open | Stage::Registering => {
                 let grace = u32::from(self.keep_alive) * 3 / 2 + 1;
                 self.seen.saturating_add(grace).min(self.expires)
             }
@@ -126,8 +132,12 @@ impl Session {
     }
 
     fn release_rare(&mut self) {
-        let empty =
-            |rare: &Rare| rare.will.is_none() && rare.in_flight.is_empty() && rare.peer.chain().is_empty();
+        let empty = |rare: &Rare| {
+            rare.will.is_none()
+                && rare.in_flight.is_empty()
+                && rare.registration.is_none()
+                && rare.peer.chain().is_empty()
+        };
         if self.rare.as_deref().is_some_and(empty) {
             self.rare = None;
         }
@@ -302,7 +312,7 @@ impl Sessions {
         let session = self.table.get_mut(index as usize)?.take()?;
         self.free.push(index);
         match session.stage {
-            Stage::New => {}
+            Stage::New | Stage::Registering => {}
             Stage::Waiting => {
                 self.connecting.remove(&session.serial);
             }
@@ -361,6 +371,32 @@ impl Sessions {
         }
         session.release_rare();
         self.connecting.insert(session.serial, index);
+    }
+
+    /// The client is a device that wants to be registered.
+    pub(crate) fn register(&mut self, index: u32, keep_alive: u16, registration: Registration) {
+        let Some(session) = self.table[index as usize].as_mut() else { return };
+        session.keep_alive = if keep_alive == 0 { MAX_KEEP_ALIVE } else { keep_alive.min(MAX_KEEP_ALIVE) };
+        session.stage = Stage::Registering;
+        let rare = session.rare.get_or_insert_default();
+        rare.peer = PeerIdentity::NONE;
+        rare.registration = Some(registration);
+        self.watch_from_now(index);
+    }
+
+    /// The registration that a session is for.
+    pub(crate) fn registration(&mut self, index: u32) -> Option<Registration> {
+        self.get(index)?.rare.as_ref()?.registration.clone()
+    }
+
+    /// Answers the session whose packets are read now with a message.
+    pub(crate) fn publish(&mut self, topic: &str, body: &[u8]) {
+        self.sending.packets += 1;
+        let buffer = self.writer.topic();
+        buffer.clear();
+        buffer.push_str(topic);
+        let packet = Packet { payload: body, qos: QoS::AtMostOnce };
+        self.writer.publish(packet, 0, &mut self.answers);
     }
 
     /// Something arrived. A client that has not said who it is gains no time by it.

@@ -2,6 +2,7 @@
 
 use fleetwave_protocol::WallTime;
 use fleetwave_protocol::sas::{Key, Token};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Map, Value, json};
 
 use super::DpsError;
@@ -13,7 +14,7 @@ pub(crate) enum Credential<'a> {
     /// A token for `{scope}/registrations/{id}`.
     Token(&'a str),
     /// A certificate chain in DER, the device's own first.
-    Chain(&'a [Vec<u8>]),
+    Chain(&'a [CertificateDer<'static>]),
 }
 
 /// What an enrollment asks for.
@@ -124,13 +125,13 @@ impl Attestation {
             }
             (Self::ClientCertificates(known), Credential::Chain(chain)) => {
                 let own = chain.first().ok_or("no certificate was shown")?;
-                let certificate = known.iter().find(|known| known.der() == own.as_slice());
+                let certificate = known.iter().find(|known| known.der() == own.as_ref());
                 let certificate = certificate.ok_or("the certificate is not the enrollment's")?;
                 certificate.check_dates(wall)
             }
             (Self::SigningCertificates(anchors), Credential::Chain(chain)) => {
                 let own = chain.first().ok_or("no certificate was shown")?;
-                let own = Certificate::of_der(own.clone()).map_err(|error| error.message)?;
+                let own = Certificate::of_der(own.to_vec()).map_err(|error| error.message)?;
                 let name = own.common_name().unwrap_or_default();
                 if !name.eq_ignore_ascii_case(registration) {
                     return Err(format!("the certificate is made out to {name:?}"));

@@ -119,7 +119,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Whether a chain leads to one of the anchors at this time.
-pub(super) fn verify_chain(chain: &[Vec<u8>], anchors: &[Certificate], wall: WallTime) -> Result<(), String> {
+pub(super) fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    anchors: &[Certificate],
+    wall: WallTime,
+) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for anchor in anchors {
         let added = roots.add(CertificateDer::from(anchor.der.clone()));
@@ -129,8 +133,6 @@ pub(super) fn verify_chain(chain: &[Vec<u8>], anchors: &[Certificate], wall: Wal
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| format!("the enrollment's certificates cannot be used: {error}"))?;
-    let chain: Vec<CertificateDer<'_>> =
-        chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let (own, between) = chain.split_first().ok_or("no certificate was shown")?;
     let now = UnixTime::since_unix_epoch(Duration::from_millis(wall.as_unix_millis()));
     verifier

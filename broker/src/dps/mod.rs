@@ -72,11 +72,27 @@ impl Kept {
 }
 
 /// Why the service refuses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DpsError {
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct DpsError {
     /// Six digits: the first three are the HTTP status.
-    pub(crate) code: u32,
-    pub(crate) message: String,
+    pub code: u32,
+    /// What was wrong, and what would have been right.
+    pub message: String,
+}
+
+/// The back end's handle to a hub's provisioning service, for tests and tools in the same process.
+#[derive(Clone, Debug)]
+pub struct Provisioning(pub(crate) Arc<Dps>);
+
+impl Provisioning {
+    /// Makes an individual enrollment, of the JSON that the REST operation takes; gives what it answers.
+    ///
+    /// # Errors
+    /// If there is one of this id, or the JSON breaks a rule.
+    pub fn put_enrollment(&self, id: &str, body: &Value) -> Result<Value, DpsError> {
+        self.0.put(false, id, body, None)
+    }
 }
 
 impl DpsError {
@@ -125,10 +141,6 @@ impl fmt::Debug for Dps {
 impl Dps {
     pub(crate) fn new(settings: DpsSettings, control: HubControl) -> Arc<Self> {
         Arc::new(Self { settings, control, kept: Mutex::default() })
-    }
-
-    pub(crate) fn settings(&self) -> &DpsSettings {
-        &self.settings
     }
 
     /// Whether a back end's token is the owner's.

@@ -250,8 +250,13 @@ impl Dps {
         }
     }
 
+    /// The answer to a body that is not JSON.
+    pub(crate) fn malformed(&self, error: &serde_json::Error) -> Answer {
+        self.refusal(&DpsError::invalid(format!("the body is not JSON: {error}")))
+    }
+
     /// A refusal, for a device.
-    pub(crate) fn refusal(&self, error: &DpsError) -> Answer {
+    fn refusal(&self, error: &DpsError) -> Answer {
         Answer { status: error.status(), retry_after: None, body: error.body("", self.wall()) }
     }
 }

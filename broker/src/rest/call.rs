@@ -8,13 +8,7 @@ use hyper::HeaderMap;
 use serde::de::DeserializeOwned;
 
 use super::{Api, ApiError};
-
-/// Who is at the other end of a connection, as far as TLS tells.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Peer {
-    /// The client's certificate chain in DER, its own first. That the client has the key is proven; nothing else is.
-    pub(crate) certificates: Arc<[Vec<u8>]>,
-}
+use crate::tls::PeerIdentity;
 
 /// One request for an operation.
 pub(crate) struct Call {
@@ -29,7 +23,8 @@ pub(crate) struct Call {
     pub(crate) host: String,
     /// For an operation of a device: who it is, as its token or certificate proved.
     pub(crate) identity: Option<String>,
-    pub(crate) peer: Peer,
+    /// Who is at the other end, as far as TLS tells.
+    pub(crate) peer: PeerIdentity,
 }
 
 impl Call {

@@ -14,7 +14,7 @@ mod server;
 mod provisioning;
 mod statistics;
 
-pub(crate) use call::{Call, Peer};
+pub(crate) use call::Call;
 pub use coverage::coverage;
 pub(crate) use error::ApiError;
 pub(crate) use reply::Reply;

@@ -176,7 +176,7 @@ fn device(call: &Call) -> Result<Registration, ApiError> {
     let dps = dps(call)?;
     let shown = match call.header("authorization") {
         Some(token) => Credential::Token(token),
-        None => Credential::Chain(&call.peer.certificates),
+        None => Credential::Chain(call.peer.chain()),
     };
     Ok(dps.authenticate(call.param(0), call.param(1), shown)?)
 }

@@ -20,8 +20,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::router::{self, Found, Handler};
-use super::{Access, Api, ApiError, Call, Peer, Reply};
+use super::{Access, Api, ApiError, Call, Reply};
 use crate::policy::Rights;
+use crate::tls::PeerIdentity;
 
 /// The largest body: a bulk operation of a hundred identities with their twins.
 const MAX_BODY: usize = 8 * 1024 * 1024;
@@ -37,7 +38,7 @@ const CONNECTIONS: usize = 2048;
 pub(crate) trait Upgrade: Send + Sync {
     /// The answer to a request that asks for it; `None` if it is not for this one. The upgraded connection is served
     /// by a task that the implementation spawns.
-    fn upgrade(&self, request: &mut Request<Incoming>, peer: &Peer) -> Option<Response<Full<Bytes>>>;
+    fn upgrade(&self, request: &mut Request<Incoming>, peer: &PeerIdentity) -> Option<Response<Full<Bytes>>>;
 }
 
 /// The HTTPS surface of a hub.
@@ -85,11 +86,10 @@ impl RestServer {
     ) {
         let _ = stream.set_nodelay(true);
         match acceptor {
-            None => self.http(stream, Peer::default(), stop).await,
+            None => self.http(stream, PeerIdentity::NONE, stop).await,
             Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                    let peer = Peer { certificates: chain.iter().map(|der| der.to_vec()).collect() };
+                    let peer = PeerIdentity::of(stream.get_ref().1);
                     self.http(stream, peer, stop).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%from, %error, "a TLS handshake failed"),
@@ -98,7 +98,7 @@ impl RestServer {
         }
     }
 
-    async fn http<S>(self: Arc<Self>, stream: S, peer: Peer, mut stop: watch::Receiver<bool>)
+    async fn http<S>(self: Arc<Self>, stream: S, peer: PeerIdentity, mut stop: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -122,7 +122,7 @@ impl RestServer {
         }
     }
 
-    async fn request(&self, mut request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+    async fn request(&self, mut request: Request<Incoming>, peer: PeerIdentity) -> Response<Full<Bytes>> {
         if request.headers().contains_key(header::UPGRADE)
             && let Some(answer) =
                 self.upgrades.iter().find_map(|upgrade| upgrade.upgrade(&mut request, &peer))
@@ -159,7 +159,7 @@ impl RestServer {
         params: Vec<String>,
         parts: &hyper::http::request::Parts,
         body: Incoming,
-        peer: Peer,
+        peer: PeerIdentity,
     ) -> Result<Reply, ApiError> {
         let host = parts
             .headers
