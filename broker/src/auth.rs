@@ -1,14 +1,18 @@
 //! Who a client is: its names, and its token or certificate.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use fleetwave_protocol::sas::{Key, Token};
-use fleetwave_protocol::{Profile, Up, WallTime};
+use fleetwave_hub_core::Authentication;
+
+use fleetwave_protocol::sas::{Key, SasError, Token};
+use fleetwave_protocol::{Profile, Up, WallTime, bag};
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, LastWill};
 
 use crate::codec::{self, Will};
 use crate::policy::{Policies, Rights};
 use crate::tls::PeerIdentity;
+use crate::x509::{self, Authorities};
 
 /// What a hub lets in.
 #[derive(Clone, Debug)]
@@ -17,20 +21,17 @@ pub(crate) struct Gate {
     pub(crate) policies: Arc<Policies>,
     /// What devices' keys are derived from, as far as they have none of their own.
     pub(crate) group_key: Key,
-}
-
-/// How a device or module is to show who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Credentials {
-    /// With the key that is derived from the hub's group key.
-    Derived,
+    /// Who may vouch for devices' certificates.
+    pub(crate) authorities: Authorities,
 }
 
 /// Who a client says it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claim<'a> {
     /// `{device}` or `{device}/{module}`.
     pub(crate) id: &'a str,
+    /// The model that it says it implements.
+    pub(crate) model: Option<Cow<'a, str>>,
     /// The hub that it wants.
     host: &'a str,
     /// Its token; empty if it shows a certificate.
@@ -63,10 +64,12 @@ impl<'a> Claim<'a> {
         let Some(login) = &connect.login else {
             return Err(refused(BadUserNamePassword, "no user name"));
         };
-        let host = host_of(&login.username, id).ok_or_else(|| {
+        let (host, query) = names(&login.username, id).ok_or_else(|| {
             refused(BadUserNamePassword, "the user name is not {host}/{client id}/?api-version=…")
         })?;
-        Ok(Self { id, host, password: &login.password })
+        let model =
+            query.split('&').find_map(|member| member.strip_prefix("model-id=")).and_then(bag::decode);
+        Ok(Self { id, model, host, password: &login.password })
     }
 
     /// The resource that it opens.
@@ -80,19 +83,21 @@ impl<'a> Claim<'a> {
 }
 
 impl Gate {
-    /// Checks what a client shows against what its registration asks for; gives the time at which that ends.
+    /// Checks what a client shows against how it is registered; gives the time at which that ends.
     pub(crate) fn check(
         &self,
         claim: &Claim<'_>,
-        credentials: Credentials,
+        registered: &Authentication,
         peer: &PeerIdentity,
         wall: WallTime,
     ) -> Result<WallTime, Refused> {
         if !self.policies.hosts().accept(claim.host) {
             return Err(not_authorized(format!("the user name is for the hub {:?}", claim.host)));
         }
-        if claim.password.is_empty() && !peer.chain().is_empty() {
-            return Err(not_authorized("the device does not show who it is by a certificate"));
+        if claim.password.is_empty() {
+            self.check_certificate(claim, registered, peer, wall)?;
+            // IoT Hub lets a connection outlive the certificate that it was made with.
+            return Ok(WallTime::from_unix_millis(u64::MAX));
         }
         let token = Token::parse(claim.password).map_err(not_authorized)?;
         let resource = claim.resource();
@@ -100,9 +105,12 @@ impl Gate {
             let checked = self.policies.check_parsed(&token, &resource, Rights::DEVICE_CONNECT, wall);
             return checked.map(|granted| granted.expires).map_err(not_authorized);
         }
-        use fleetwave_protocol::sas::SasError;
-        let signed = match credentials {
-            Credentials::Derived => token.is_signed_with(&self.group_key.derive(claim.id)),
+        let signed = match registered {
+            Authentication::Derived => token.is_signed_with(&self.group_key.derive(claim.id)),
+            Authentication::Sas { primary, secondary } => {
+                token.is_signed_with(primary) || token.is_signed_with(secondary)
+            }
+            other => return Err(not_authorized(format!("it is registered as {:?}: no key", other.name()))),
         };
         if !self.policies.hosts().cover(&token.resource, &resource) {
             return Err(not_authorized(SasError::WrongResource));
@@ -114,6 +122,37 @@ impl Gate {
             return Err(not_authorized(SasError::Expired));
         }
         Ok(token.expires)
+    }
+
+    fn check_certificate(
+        &self,
+        claim: &Claim<'_>,
+        registered: &Authentication,
+        peer: &PeerIdentity,
+        wall: WallTime,
+    ) -> Result<(), Refused> {
+        let Some(leaf) = peer.chain().first() else {
+            return Err(not_authorized("neither a token nor a certificate"));
+        };
+        match registered {
+            Authentication::SelfSigned { .. } => {
+                let mut thumbprints = registered.thumbprints().into_iter().flatten();
+                if thumbprints.any(|thumbprint| x509::has_thumbprint(leaf, thumbprint.as_str())) {
+                    Ok(())
+                } else {
+                    Err(not_authorized("the certificate has another thumbprint"))
+                }
+            }
+            Authentication::CertificateAuthority => {
+                let name = self.authorities.vouch(peer, wall).map_err(not_authorized)?;
+                if name == claim.id {
+                    Ok(())
+                } else {
+                    Err(not_authorized(format!("the certificate is made out to {name:?}")))
+                }
+            }
+            other => Err(not_authorized(format!("it is registered as {:?}: no certificate", other.name()))),
+        }
     }
 }
 
@@ -129,13 +168,13 @@ fn is_client_id(id: &str) -> bool {
     }
 }
 
-/// The host of `{host}/{client id}/?api-version=…` or `{host}/{client id}/api-version=…`.
-fn host_of<'a>(user: &'a str, id: &str) -> Option<&'a str> {
+/// The host and the query of `{host}/{client id}/?api-version=…` or `{host}/{client id}/api-version=…`.
+fn names<'a>(user: &'a str, id: &str) -> Option<(&'a str, &'a str)> {
     let (host, rest) = user.split_once('/')?;
     let query = rest.strip_prefix(id)?.strip_prefix('/')?;
     let query = query.strip_prefix('?').unwrap_or(query);
     let versioned = query.split('&').any(|member| member.starts_with("api-version="));
-    (!host.is_empty() && versioned).then_some(host)
+    (!host.is_empty() && versioned).then_some((host, query))
 }
 
 /// The will to keep; `None` if it is on a topic that the client may not publish on.
@@ -167,11 +206,12 @@ mod tests {
         Gate {
             policies: Arc::new(Policies::new(HostNames::new(["hub.example".into()]), policies)),
             group_key: Key::from_bytes(*b"group"),
+            authorities: Authorities::default(),
         }
     }
 
     fn check(connect: &Connect) -> Result<WallTime, Refused> {
-        gate().check(&Claim::read(connect)?, Credentials::Derived, &PeerIdentity::NONE, NOW)
+        gate().check(&Claim::read(connect)?, &Authentication::Derived, &PeerIdentity::NONE, NOW)
     }
 
     const NOW: WallTime = WallTime::from_unix_millis(1_000_000);

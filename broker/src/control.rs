@@ -176,10 +176,14 @@ impl HubControl {
         self.group_key.derive(device)
     }
 
-    /// A token with which `device` may connect to the hub that is called `host`.
+    /// A token with which `device`, or `device/module`, may connect to the hub that is called `host`.
     #[must_use]
     pub fn device_token(&self, host: &str, device: &str, expires: WallTime) -> String {
-        sas::token(&self.device_key(device), &format!("{host}/devices/{device}"), expires, None)
+        let resource = match device.split_once('/') {
+            Some((device, module)) => format!("{host}/devices/{device}/modules/{module}"),
+            None => format!("{host}/devices/{device}"),
+        };
+        sas::token(&self.device_key(device), &resource, expires, None)
     }
 
     /// Creates devices, any number of them, and says how many.

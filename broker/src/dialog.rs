@@ -9,8 +9,9 @@ use rumqttc::mqttbytes::v4::{
     Connect, ConnectReturnCode, Packet, Publish, SubAck, Subscribe, SubscribeReasonCode, Unsubscribe,
 };
 
-use crate::auth::{self, Claim, Credentials, Refused};
+use crate::auth::{self, Claim, Refused};
 use crate::codec;
+use crate::engine::Hello;
 use crate::reactor::Shard;
 use crate::session::End;
 
@@ -69,7 +70,8 @@ impl Shard {
             return self.refuse(&connect, Refused { code, why: "no such device".into() });
         };
         let peer = self.sessions.peer(index);
-        let expires = match self.gate.check(&claim, Credentials::Derived, &peer, now.wall) {
+        let registered = self.engine.hub().identity(device).authentication;
+        let expires = match self.gate.check(&claim, registered, &peer, now.wall) {
             Ok(expires) => expires,
             Err(refused) => return self.refuse(&connect, refused),
         };
@@ -83,7 +85,8 @@ impl Shard {
         self.sessions.identify(index, now, connect.keep_alive, expires, will);
         let Some(session) = self.sessions.get(index) else { return Flow::End(End::Lost) };
         let serial = session.serial;
-        self.engine.connect(device, serial, connect.clean_session, &mut self.sessions);
+        let hello = Hello { device, session: serial, clean: connect.clean_session, model: claim.model };
+        self.engine.connect(hello, &mut self.sessions);
         Flow::Wait
     }
 

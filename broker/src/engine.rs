@@ -51,9 +51,34 @@ pub(crate) trait Outlet {
     fn desired(&mut self, device: DeviceIx, id: &str, version: u64, patch: &DesiredPatch);
 }
 
+/// What an authenticated client says when it connects.
+pub(crate) struct Hello<'a> {
+    pub(crate) device: DeviceIx,
+    pub(crate) session: u32,
+    pub(crate) clean: bool,
+    /// The model that it implements.
+    pub(crate) model: Option<Cow<'a, str>>,
+}
+
+impl Hello<'_> {
+    fn input(&self) -> Input<'_> {
+        Input::Connect {
+            device: self.device,
+            session: self.session,
+            clean: self.clean,
+            model: self.model.as_deref(),
+        }
+    }
+
+    fn into_owned(self) -> Hello<'static> {
+        let model = self.model.map(|model| Cow::Owned(model.into_owned()));
+        Hello { device: self.device, session: self.session, clean: self.clean, model }
+    }
+}
+
 /// Something that was put off.
 enum Delayed {
-    Connect { device: DeviceIx, session: u32, clean: bool },
+    Connect(Hello<'static>),
     TwinGet { device: DeviceIx, session: u32, rid: Box<str> },
     Report { device: DeviceIx, session: u32, rid: Box<str>, base: Option<u64>, patch: Box<[u8]> },
     Telemetry { device: DeviceIx, session: u32, properties: Box<str>, body: Box<[u8]> },
@@ -286,9 +311,7 @@ impl Engine {
 
     fn resume(&mut self, delayed: Delayed, outlet: &mut (impl Outlet + ?Sized)) {
         match delayed {
-            Delayed::Connect { device, session, clean } => {
-                self.run(Input::Connect { device, session, clean, model: None }, Context::Nothing, outlet);
-            }
+            Delayed::Connect(hello) => self.run(hello.input(), Context::Nothing, outlet),
             Delayed::TwinGet { device, session, rid } if outlet.session(device) == Some(session) => {
                 self.run(Input::TwinGet { device }, Context::Request { rid: &rid }, outlet);
             }
@@ -327,19 +350,11 @@ impl Engine {
     }
 
     /// An authenticated client wants to connect.
-    pub(crate) fn connect(
-        &mut self,
-        device: DeviceIx,
-        session: u32,
-        clean: bool,
-        outlet: &mut (impl Outlet + ?Sized),
-    ) {
+    pub(crate) fn connect(&mut self, hello: Hello<'_>, outlet: &mut (impl Outlet + ?Sized)) {
         match self.admit(Operation::Connect, 1) {
-            Admission::Now => {
-                self.run(Input::Connect { device, session, clean, model: None }, Context::Nothing, outlet);
-            }
-            Admission::At(at) => self.delayed.push(at, Delayed::Connect { device, session, clean }),
-            Admission::Reject { .. } => outlet.close(device, session, Ending::Throttled),
+            Admission::Now => self.run(hello.input(), Context::Nothing, outlet),
+            Admission::At(at) => self.delayed.push(at, Delayed::Connect(hello.into_owned())),
+            Admission::Reject { .. } => outlet.close(hello.device, hello.session, Ending::Throttled),
         }
     }
 

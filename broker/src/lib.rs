@@ -72,7 +72,9 @@ impl Assign {
         })
     }
 
-    pub(crate) fn shard(&self, device: &str, shards: usize) -> usize {
+    /// The shard of a device or module: a module's is its device's.
+    pub(crate) fn shard(&self, client: &str, shards: usize) -> usize {
+        let device = client.split_once('/').map_or(client, |(device, _)| device);
         if shards <= 1 { 0 } else { (self.0)(device, shards).min(shards - 1) }
     }
 }

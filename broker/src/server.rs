@@ -31,6 +31,7 @@ use crate::transport::Transports;
 use crate::transport::memory::Memory;
 use crate::transport::tcp::Tcp;
 use crate::transport::tls::Tls;
+use crate::x509::{Authorities, NotAnAuthority};
 
 /// Why a hub could not start.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum StartError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// What was given as a devices' authority is none.
+    #[error(transparent)]
+    DeviceCa(#[from] NotAnAuthority),
     /// A shard's thread, or what it waits with, could not be made.
     #[error("the hub could not start a shard: {0}")]
     Shard(#[source] io::Error),
@@ -54,6 +58,7 @@ pub struct HubServerBuilder {
     hosts: Vec<String>,
     group_key: Key,
     policies: Vec<Policy>,
+    device_cas: Vec<String>,
     tier: Tier,
     units: u32,
     options: Options,
@@ -99,6 +104,13 @@ impl HubServerBuilder {
     #[must_use]
     pub fn group_key(mut self, key: Key) -> Self {
         self.group_key = key;
+        self
+    }
+
+    /// An authority that vouches for devices which are registered with it: a certificate in PEM form.
+    #[must_use]
+    pub fn device_ca(mut self, pem: &str) -> Self {
+        self.device_cas.push(pem.to_owned());
         self
     }
 
@@ -181,7 +193,11 @@ impl HubServerBuilder {
         let https =
             self.https.map(|(address, tls)| Bound::bind(address).map(|bound| (bound, tls))).transpose()?;
         let policies = Arc::new(Policies::new(HostNames::new(self.hosts), self.policies));
-        let gate = Arc::new(Gate { group_key: self.group_key.clone(), policies: policies.clone() });
+        let gate = Arc::new(Gate {
+            policies: policies.clone(),
+            group_key: self.group_key.clone(),
+            authorities: Authorities::from_pem(self.device_cas.iter().map(String::as_str))?,
+        });
         let mut polls = Vec::with_capacity(self.shards);
         let mut inboxes = Vec::with_capacity(self.shards);
         for _ in 0..self.shards {
@@ -292,6 +308,7 @@ impl HubServer {
             hosts: Vec::new(),
             group_key: Key::from_bytes(*b"fleetwave-local-hub"),
             policies: Vec::new(),
+            device_cas: Vec::new(),
             tier: Tier::None,
             units: 1,
             options: Options::default(),

@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use fleetwave_hub::memory::{Event, MemoryPort};
 use fleetwave_hub::pki::Pki;
 use fleetwave_hub::{Hooks, HubControl, HubServer, NewDevice, Replies, Telemetry};
+use fleetwave_hub_core::{Authentication, DeviceSpec, Identity};
 use fleetwave_protocol::{Now, WallTime};
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, Publish, Subscribe, SubscribeFilter,
@@ -65,6 +66,12 @@ impl Client {
                 Line::Memory { port, poll, arrived: VecDeque::new(), closed: false }
             }
         };
+        Self { line, input: BytesMut::new() }
+    }
+
+    /// A client that shows a certificate.
+    pub(crate) fn showing(server: &HubServer, shown: Shown) -> Self {
+        let line = Line::Tls(Box::new(handshake(server, tls_client(Some(shown)))));
         Self { line, input: BytesMut::new() }
     }
 
@@ -280,7 +287,17 @@ pub(crate) fn filters(device: &str) -> Subscribe {
     subscribe
 }
 
-/// A hub on both transports with the devices `d1` to `d3`.
+/// Registers a device or module that shows who it is in this way.
+pub(crate) fn register(control: &HubControl, id: &str, authentication: Authentication) {
+    let name = id.to_owned();
+    let created = control.with_device_blocking(id, move |shard| {
+        let identity = Identity { authentication, generation_id: 1, ..Identity::default() };
+        shard.create(&name, DeviceSpec { identity: Some(&identity), ..DeviceSpec::default() }).map(drop)
+    });
+    created.expect("the hub runs").expect("a new device");
+}
+
+/// A hub on every transport with the devices `d1` to `d3`.
 pub(crate) fn hub() -> HubServer {
     let server = HubServer::builder()
         .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
