@@ -14,9 +14,6 @@ use crate::io::{DeviceIx, Done, Output};
 use crate::limits::{self, Section};
 use crate::tree::Tree;
 
-/// The member of a module's content that replaces all of its desired properties.
-const WHOLE: &str = "properties.desired";
-
 /// What is to be written: the desired properties of the device itself, and of modules by name.
 struct Plan {
     own: Option<Tree>,
@@ -98,17 +95,12 @@ impl Hub {
     }
 
     /// The desired properties that a module is to have.
-    fn module_tree(
-        &self,
-        module: Option<DeviceIx>,
-        mut content: Map<String, Value>,
-    ) -> Result<Tree, HubError> {
-        let base = match (content.remove(WHOLE), module) {
-            (Some(whole), _) => Tree::empty().merge(&Tree::from_value(&whole)?).0,
-            (None, Some(ix)) => self.own_tree(ix).clone(),
-            (None, None) => Tree::empty(),
-        };
-        fitting(Content::of(content)?.lay_over(&base))
+    fn module_tree(&self, module: Option<DeviceIx>, content: Map<String, Value>) -> Result<Tree, HubError> {
+        let content = Content::of_module(content)?;
+        fitting(match module {
+            Some(ix) => content.lay_over(self.own_tree(ix)),
+            None => content.lay_over(&Tree::empty()),
+        })
     }
 
     fn laid_over(&self, ix: DeviceIx, content: Map<String, Value>) -> Result<Tree, HubError> {
@@ -127,7 +119,7 @@ impl Hub {
         let before = device.twin_version;
         let targeted = self.store.layer(device.layer).targeted;
         let own = self.store.intern(tree);
-        let layer = self.store.layer_of(own, targeted, &self.configurations);
+        let layer = self.layer_for(ix, own, targeted);
         self.move_to(now, ix, layer, None, out);
         if let Some(device) = self.registry.get_mut(ix) {
             device.twin_version = before.saturating_add(1);

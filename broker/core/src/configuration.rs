@@ -24,7 +24,7 @@ use crate::limits;
 use crate::query::{Collection, Condition, Query};
 
 pub(crate) use content::{Content, bad_content};
-pub(crate) use set::{Active, ConfigurationSet};
+pub(crate) use set::{Active, ConfigurationSet, Kind, Part};
 
 /// Most configurations that a hub may have.
 pub const MAX_CONFIGURATIONS: usize = 100;
@@ -44,7 +44,8 @@ pub struct ConfigurationSpec<'a> {
     pub device_content: &'a str,
     /// The `moduleContent`, of the same form, for the twins of modules.
     pub module_content: &'a str,
-    /// The `modulesContent` of an edge deployment, which this hub does not model.
+    /// The `modulesContent` of an edge deployment: a JSON object from names of modules to objects with
+    /// `properties.desired`, which replaces all, or `properties.desired.PATH`. It targets edge devices.
     pub modules_content: &'a str,
     /// Own metrics: names and queries.
     pub metrics: &'a [(&'a str, &'a str)],
@@ -65,14 +66,48 @@ pub struct Configuration {
     priority: u32,
     target_condition: Box<str>,
     condition: Condition,
-    modules: bool,
-    content: Content,
+    body: Body,
     content_text: Box<str>,
     metrics: Box<[Metric]>,
     labels: Box<str>,
     schema_version: Box<str>,
     written: WallTime,
     stored: Option<(WallTime, u32)>,
+}
+
+/// For whom a configuration is, and what they get.
+#[derive(Debug)]
+enum Body {
+    Devices(Content),
+    Modules(Content),
+    /// For modules of edge devices, by their names.
+    Edge(EdgeContent),
+}
+
+/// What an edge deployment has for modules, by their names.
+type EdgeContent = Box<[(Box<str>, Content)]>;
+
+impl Body {
+    fn of(spec: &ConfigurationSpec<'_>) -> Result<(Self, Box<str>), HubError> {
+        let (name, text) = content_of(spec)?;
+        let body = match name {
+            "deviceContent" => Self::Devices(Content::parse(text)?),
+            "moduleContent" => Self::Modules(Content::parse(text)?),
+            _ => Self::Edge(edge_content(text)?),
+        };
+        Ok((body, format!("{{\"{name}\":{text}}}").into()))
+    }
+}
+
+/// Whose twins a configuration is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Devices, edge devices among them.
+    Devices,
+    /// Modules.
+    Modules,
+    /// Edge devices; what is written are the twins of their modules.
+    Edge,
 }
 
 /// A metric of a configuration's own.
@@ -151,17 +186,16 @@ impl Configuration {
     /// Checks and compiles a configuration.
     ///
     /// # Errors
-    /// 400401 for the condition, 400402 for the content, 400404 for a metric, 400004 for the id or the labels; 501 for
-    /// a `modulesContent`.
+    /// 400401 for the condition, 400402 for the content, 400404 for a metric, 400004 for the id or the labels.
     pub fn new(spec: &ConfigurationSpec<'_>) -> Result<Self, HubError> {
         check_id(spec.id)?;
-        let (modules, content) = content_of(spec)?;
+        let (body, content_text) = Body::of(spec)?;
         let bad_condition = |what: String| {
             HubError::new(ErrorCode::InvalidConfigurationTargetCondition, format!("target condition: {what}"))
         };
         let condition =
             Condition::parse(spec.target_condition).map_err(|error| bad_condition(error.to_string()))?;
-        if !modules && condition.collection() == Collection::Modules {
+        if !matches!(body, Body::Modules(_)) && condition.collection() == Collection::Modules {
             return Err(bad_condition("FROM devices.modules is for a moduleContent".to_owned()));
         }
         let metrics = spec
@@ -186,13 +220,8 @@ impl Configuration {
             priority: spec.priority,
             target_condition: spec.target_condition.into(),
             condition,
-            modules,
-            content: Content::parse(content)?,
-            content_text: format!(
-                "{{\"{}\":{content}}}",
-                if modules { "moduleContent" } else { "deviceContent" }
-            )
-            .into(),
+            body,
+            content_text,
             metrics,
             labels: checked_labels(spec.labels)?,
             schema_version: if spec.schema_version.is_empty() { "1.0" } else { spec.schema_version }.into(),
@@ -219,13 +248,41 @@ impl Configuration {
         &self.target_condition
     }
 
-    /// Whether it targets modules, not devices.
+    /// Whose twins it is for.
     #[must_use]
-    pub const fn targets_modules(&self) -> bool {
-        self.modules
+    pub const fn targets(&self) -> Targets {
+        match self.body {
+            Body::Devices(_) => Targets::Devices,
+            Body::Modules(_) => Targets::Modules,
+            Body::Edge(_) => Targets::Edge,
+        }
     }
 
-    /// Its content as JSON: an object with one member, `deviceContent` or `moduleContent`.
+    /// What it puts into a twin; of an edge deployment into that of the module of a name.
+    fn content_for(&self, module: Option<&str>) -> Option<&Content> {
+        match &self.body {
+            Body::Devices(content) | Body::Modules(content) => Some(content),
+            Body::Edge(contents) => {
+                contents.iter().find(|(name, _)| Some(&**name) == module).map(|(_, content)| content)
+            }
+        }
+    }
+
+    /// The modules that an edge deployment names.
+    fn module_names(&self) -> impl Iterator<Item = &str> {
+        let contents: &[(Box<str>, Content)] = match &self.body {
+            Body::Devices(_) | Body::Modules(_) => &[],
+            Body::Edge(contents) => contents,
+        };
+        contents.iter().map(|(name, _)| &**name)
+    }
+
+    /// Whether it says all that an edge device is to run; if not, it is a layer on a deployment that does.
+    fn is_base(&self) -> bool {
+        self.content_for(Some("$edgeAgent")).is_some_and(Content::is_whole)
+    }
+
+    /// Its content as JSON: an object with one member, `deviceContent`, `moduleContent` or `modulesContent`.
     #[must_use]
     pub fn content(&self) -> &str {
         &self.content_text
@@ -264,28 +321,47 @@ fn check_id(id: &str) -> Result<(), HubError> {
     )))
 }
 
-/// Whether the content is for modules, and what it is.
-fn content_of<'a>(spec: &ConfigurationSpec<'a>) -> Result<(bool, &'a str), HubError> {
-    let given = |text: &str| {
+/// Which of the contents is given, and what it is.
+fn content_of<'a>(spec: &ConfigurationSpec<'a>) -> Result<(&'static str, &'a str), HubError> {
+    let contents = [
+        ("deviceContent", spec.device_content),
+        ("moduleContent", spec.module_content),
+        ("modulesContent", spec.modules_content),
+    ];
+    let says_something = |text: &str| {
         let text: String = text.split_ascii_whitespace().collect();
         !matches!(&*text, "" | "{}" | "null")
     };
-    if given(spec.modules_content) {
-        return Err(HubError::new(
-            ErrorCode::NotImplemented,
-            "configurations with modulesContent (edge deployments) are not modelled: apply the content to each device, \
-             or use moduleContent",
-        ));
-    }
-    match (given(spec.device_content), given(spec.module_content)) {
-        (true, true) => Err(bad_content("deviceContent and moduleContent exclude each other")),
-        (false, true) => Ok((true, spec.module_content)),
-        // Of two empty ones the condition tells for whom it is.
-        (false, false) if spec.module_content.contains('{') && is_for_modules(spec.target_condition) => {
-            Ok((true, spec.module_content))
+    let mut given = contents.into_iter().filter(|(_, text)| says_something(text));
+    match (given.next(), given.next()) {
+        (Some(one), None) => Ok(one),
+        (Some((one, _)), Some((other, _))) => {
+            Err(bad_content(format!("{one} and {other} exclude each other")))
         }
-        (_, false) => Ok((false, spec.device_content)),
+        // Of empty ones the condition tells for whom it is.
+        (None, _) if spec.module_content.contains('{') && is_for_modules(spec.target_condition) => {
+            Ok(contents[1])
+        }
+        (None, _) => Ok(contents[0]),
     }
+}
+
+/// The content of each module in an edge deployment.
+fn edge_content(text: &str) -> Result<EdgeContent, HubError> {
+    let modules: serde_json::Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| bad_content(format!("the modulesContent: {error}")))?;
+    if modules.len() > limits::MODULES {
+        let message = format!("{} modules: a device has at most {}", modules.len(), limits::MODULES);
+        return Err(bad_content(message));
+    }
+    let content = |(name, content): (String, Value)| {
+        limits::check_id("module", &name)?;
+        let Value::Object(members) = content else {
+            return Err(bad_content(format!("the content of the module {name:?} is not a JSON object")));
+        };
+        Ok((name.into_boxed_str(), Content::of_module(members)?))
+    };
+    modules.into_iter().map(content).collect()
 }
 
 fn is_for_modules(condition: &str) -> bool {

@@ -5,6 +5,7 @@ use hashbrown::HashTable;
 use rustc_hash::FxHasher;
 use std::hash::Hasher as _;
 
+use crate::configuration::Kind;
 use crate::io::{DeviceIx, Topics};
 use crate::store::{DocId, LayerId, PatternId};
 
@@ -33,6 +34,7 @@ pub(crate) struct Device {
     pub(crate) module: bool,
     /// Its identity stands in the hub's table.
     pub(crate) kept: bool,
+    pub(crate) edge: bool,
 }
 
 /// A section of properties. Versions are 32 bits wide here: at the hub's limit for one twin that is years of changes.
@@ -71,7 +73,7 @@ pub(crate) struct NewTwin {
     pub(crate) desired: Section,
     pub(crate) reported: Section,
     pub(crate) enabled: bool,
-    pub(crate) module: bool,
+    pub(crate) kind: Kind,
 }
 
 /// The devices of a shard, with all their ids in one piece of memory.
@@ -136,6 +138,15 @@ impl Registry {
         (first.0..).map(DeviceIx).zip(devices).filter(|(_, device)| !device.deleted)
     }
 
+    /// What a device is to configurations.
+    pub(crate) fn kind(&self, ix: DeviceIx) -> Kind {
+        match self.devices.get(ix.index()) {
+            Some(device) if device.module => Kind::Module,
+            Some(device) if device.edge => Kind::EdgeDevice,
+            _ => Kind::Device,
+        }
+    }
+
     /// Whether an index was ever given to a module.
     pub(crate) fn was_module(&self, ix: DeviceIx) -> bool {
         self.devices.get(ix.index()).is_some_and(|device| device.module)
@@ -151,7 +162,8 @@ impl Registry {
         let index = self.bound();
         let id_start = u32::try_from(self.ids.len()).expect("fewer than 4 GiB of ids in a shard");
         self.ids.extend_from_slice(id.as_bytes());
-        let NewTwin { tags, layer, desired, reported, enabled, module } = twin;
+        let NewTwin { tags, layer, desired, reported, enabled, kind } = twin;
+        let (module, edge) = (kind == Kind::Module, kind == Kind::EdgeDevice);
         self.devices.push(Device {
             tags,
             layer,
@@ -169,6 +181,7 @@ impl Registry {
             deleted: false,
             module,
             kept: false,
+            edge,
         });
         let (devices, ids) = (&self.devices, &self.ids);
         self.by_id.insert_unique(hash(id.as_bytes()), index, |&index| hash(id_bytes(devices, ids, index)));

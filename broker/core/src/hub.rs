@@ -7,7 +7,7 @@ use fleetwave_protocol::{Instant, Now};
 use rustc_hash::FxHashMap;
 
 use crate::c2d::Queue;
-use crate::configuration::{Active, ConfigurationSet};
+use crate::configuration::{Active, ConfigurationSet, Kind};
 use crate::device::{Device, NewTwin, Registry, Section};
 use crate::error::{ErrorCode, HubError};
 use crate::identities::{EDGE_MODULES, Kept};
@@ -145,14 +145,29 @@ impl Hub {
     /// 409001 or, for a module, 409301 if there is one of this id; 404001 if a module's device does not exist, 413003
     /// if it has [as many](limits::MODULES) as it may; 400 and 413 for an id or JSON that is against the rules.
     pub fn create_device(&mut self, now: Now, id: &str, spec: DeviceSpec<'_>) -> Result<DeviceIx, HubError> {
+        let made = self.create(now, id, spec);
+        self.sweep_if_full();
+        made
+    }
+
+    fn create(&mut self, now: Now, id: &str, spec: DeviceSpec<'_>) -> Result<DeviceIx, HubError> {
         let parent = self.check_new(id, &spec)?;
         let tags = self.document(spec.tags, limits::Section::Tags)?;
         let own = self.document(spec.desired, limits::Section::Desired)?;
         let reported = self.document(spec.reported, limits::Section::Reported)?;
-        let module = parent.is_some();
-        let targeted =
-            if self.evaluates_now(now) { self.targets(id, module, tags, reported) } else { Active::NONE };
-        let layer = self.store.layer_of(own, targeted, &self.configurations);
+        let kind = match parent {
+            Some(_) => Kind::Module,
+            None if spec.identity.is_some_and(|identity| identity.edge) => Kind::EdgeDevice,
+            None => Kind::Device,
+        };
+        let module = split(id).1;
+        let mut targeted =
+            if self.evaluates_now(now) { self.targets(id, kind, tags, reported) } else { Active::NONE };
+        if let (Some(parent), Some(module)) = (parent, module) {
+            targeted = targeted.with(self.deployed_to(parent, module));
+        }
+        let part = self.configurations.part_of(targeted, module);
+        let layer = self.store.layer_of(own, targeted, part, &self.configurations);
         self.store.layer_mut(layer).devices += 1;
         let desired = self.store.layer(layer).doc;
         let stamp = Stamp::new(now.wall, 1);
@@ -162,7 +177,7 @@ impl Hub {
             version: stamp.version(),
         };
         let (desired, reported) = (section(desired), section(reported));
-        let twin = NewTwin { tags, layer, desired, reported, enabled: spec.enabled, module };
+        let twin = NewTwin { tags, layer, desired, reported, enabled: spec.enabled, kind };
         let ix = self.registry.add(id, twin);
         if let Some(parent) = parent {
             self.modules.entry(parent).or_default().push(ix);
@@ -171,9 +186,11 @@ impl Hub {
             self.keep_new(ix, identity.clone());
             if identity.edge {
                 self.add_edge_modules(now, ix);
+                for name in self.configurations.deployed_names(targeted) {
+                    self.add_module(now, ix, &name, None);
+                }
             }
         }
-        self.sweep_if_full();
         Ok(ix)
     }
 
@@ -232,8 +249,7 @@ impl Hub {
             ..Identity::default()
         };
         // One that is there already, or is one too many, changes nothing.
-        let _ =
-            self.create_device(now, &id, DeviceSpec { identity: Some(&identity), ..DeviceSpec::default() });
+        let _ = self.create(now, &id, DeviceSpec { identity: Some(&identity), ..DeviceSpec::default() });
     }
 
     fn document(&mut self, json: Option<&str>, section: limits::Section) -> Result<DocId, HubError> {

@@ -22,7 +22,7 @@ impl Bench {
         Self::with(Options::default())
     }
 
-    fn with(options: Options) -> Self {
+    pub(crate) fn with(options: Options) -> Self {
         let mut hub = Hub::new(options);
         hub.store.sweep_above(8);
         let device = hub.create_device(at(0), "dev-0000001", DeviceSpec::default()).unwrap();

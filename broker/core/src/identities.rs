@@ -179,6 +179,15 @@ impl Hub {
         if edge {
             self.add_edge_modules(now, ix);
         }
+        let is_edge = self.identity(ix).edge;
+        if let Some(device) = self.registry.get_mut(ix)
+            && device.edge != is_edge
+        {
+            device.edge = is_edge;
+            if self.evaluates_now(now) {
+                self.retarget(now, ix, out);
+            }
+        }
     }
 
     /// Checks all of a change before any of it is done. Says whether the device becomes an edge device.

@@ -470,3 +470,165 @@ fn a_deployment_to_one_edge_device_makes_the_modules_that_it_names() {
     assert_eq!(bench.desired_of(bench.find("gw/filter")), r#"{"threshold":21}"#);
     assert_eq!(bench.desired_of(bench.find("gw/$edgeHub")), r#"{"routes":{},"schemaVersion":"1.0"}"#);
 }
+
+const AGENT: &str = r#""$edgeAgent":{"properties.desired":{"schemaVersion":"1.0"}}"#;
+
+impl Bench {
+    fn deployment(&mut self, id: &str, priority: u32, condition: &str, modules: &str) -> Vec<Output> {
+        self.configure(&ConfigurationSpec {
+            id,
+            priority,
+            target_condition: condition,
+            modules_content: modules,
+            ..ConfigurationSpec::default()
+        })
+    }
+
+    fn gateway(&mut self, id: &str) -> DeviceIx {
+        self.make(id, &Identity { edge: true, generation_id: 1, ..Identity::default() })
+    }
+
+    fn filter(&self) -> &str {
+        self.desired_of(self.find("gw/filter"))
+    }
+}
+
+#[test]
+fn an_edge_deployment_reaches_the_modules_of_edge_devices_alone() {
+    let mut bench = Bench::new();
+    let gateway = bench.gateway("gw");
+    let base = format!(r#"{{{AGENT},"filter":{{"properties.desired":{{"t":1}}}}}}"#);
+    let agent = bench.find("gw/$edgeAgent");
+    bench.come(agent, 1);
+    bench.give(Input::Subscribe { device: agent, topics: Topics::DESIRED });
+    let out = bench.deployment("base", 1, "*", &base);
+    let heard = r#"{"schemaVersion":"1.0"}"#;
+    assert!(
+        matches!(&out[1], Output::Desired { device, patch, .. } if *device == agent && patch.text() == heard),
+        "{out:?}"
+    );
+    assert_eq!(bench.filter(), r#"{"t":1}"#);
+    assert_eq!(bench.hub.configuration_counts("base"), Some(Counts { targeted: 1, applied: 1 }));
+    assert_eq!(bench.twin(gateway)["configurations"], json!({"base": {"status": "Applied"}}));
+    assert_eq!(bench.twin(agent).get("configurations"), None);
+    assert!(bench.hub.modules_of(bench.device).is_empty(), "it is no edge device");
+    // A device that becomes one, and one that comes later, get it too.
+    let edge = |edge| IdentityChange { edge: Some(edge), ..IdentityChange::default() };
+    bench.change(bench.device, &edge(true), None);
+    bench.gateway("gw-2");
+    for module in ["dev-0000001/filter", "gw-2/filter"] {
+        assert_eq!(bench.desired_of(bench.find(module)), r#"{"t":1}"#);
+    }
+    assert_eq!(bench.hub.configuration_counts("base"), Some(Counts { targeted: 3, applied: 3 }));
+    bench.change(bench.device, &edge(false), None);
+    assert_eq!(bench.desired_of(bench.find("dev-0000001/filter")), "{}");
+    bench.give(Input::DeleteConfiguration { id: "base", if_match: None });
+    assert_eq!((bench.filter(), bench.desired_of(agent)), ("{}", "{}"));
+}
+
+#[test]
+fn of_edge_deployments_the_highest_base_applies_with_the_layers_above_it() {
+    let mut bench = Bench::new();
+    let gateway = bench.gateway("gw");
+    let base = |t| format!(r#"{{{AGENT},"filter":{{"properties.desired":{{"t":{t}}}}}}}"#);
+    let layer = |name, value| format!(r#"{{"filter":{{"properties.desired.{name}":{value}}}}}"#);
+    bench.deployment("below", 3, "*", &layer("x", 3));
+    assert_eq!(bench.hub.configuration_counts("below"), Some(Counts { targeted: 1, applied: 0 }));
+    assert_eq!(bench.hub.find("gw/filter"), None, "a layer alone is nothing");
+    bench.deployment("low", 1, "*", &base(1));
+    assert_eq!(bench.filter(), r#"{"t":1,"x":3}"#);
+    bench.deployment("high", 5, "tags.a = 1", &base(5));
+    bench.deployment("above", 7, "*", &layer("y", 7));
+    assert_eq!(bench.filter(), r#"{"t":1,"x":3,"y":7}"#);
+    let tag = |tags: &'static [u8]| Input::PatchTwin {
+        device: gateway,
+        tags: Some(tags),
+        desired: None,
+        if_match: None,
+    };
+    bench.give(tag(br#"{"a":1}"#));
+    assert_eq!(bench.filter(), r#"{"t":5,"y":7}"#);
+    let counts =
+        ["low", "below", "high", "above"].map(|id| bench.hub.configuration_counts(id).unwrap().applied);
+    assert_eq!(counts, [0, 0, 1, 1]);
+    // A report of the module, and a write of its own properties, change nothing of that.
+    let module = bench.find("gw/filter");
+    bench.come(module, 1);
+    bench.give(Input::Report { device: module, base: None, patch: Patch::Json(br#"{"a":1}"#) });
+    let own = Some(br#"{"own":1}"#.as_slice());
+    bench.give(Input::PatchTwin { device: module, tags: Some(br#"{"b":1}"#), desired: own, if_match: None });
+    assert_eq!(bench.filter(), r#"{"t":5,"y":7}"#);
+    bench.deployment("high", 5, "tags.a = 1", &base(6));
+    assert_eq!(bench.filter(), r#"{"t":6,"y":7}"#);
+    bench.give(tag(br#"{"a":2}"#));
+    assert_eq!(bench.filter(), r#"{"t":1,"x":3,"y":7}"#);
+    // With a base that does not name the module, nothing is deployed to it: what was its own comes back.
+    bench.deployment("top", 9, "*", &format!("{{{AGENT}}}"));
+    assert_eq!(bench.filter(), r#"{"own":1}"#);
+}
+
+#[test]
+fn modules_and_devices_with_equal_twins_get_each_their_own_part() {
+    let mut bench = Bench::new();
+    bench.gateway("gw");
+    let modules = format!(
+        r#"{{{AGENT},"one":{{"properties.desired":{{"n":1}}}},"two":{{"properties.desired":{{"n":2}}}}}}"#
+    );
+    bench.deployment("base", 1, "*", &modules);
+    bench.configure(&ConfigurationSpec {
+        id: "all-modules",
+        target_condition: "FROM devices.modules",
+        module_content: r#"{"properties.desired.m":true}"#,
+        ..ConfigurationSpec::default()
+    });
+    assert_eq!(
+        bench.desired_of(bench.find("gw/one")),
+        r#"{"n":1}"#,
+        "the deployment is above it and says all"
+    );
+    assert_eq!(bench.desired_of(bench.find("gw/$edgeHub")), r#"{"m":true}"#);
+    bench.configure(&ConfigurationSpec {
+        id: "all-modules",
+        priority: 2,
+        target_condition: "FROM devices.modules",
+        module_content: r#"{"properties.desired.m":true}"#,
+        ..ConfigurationSpec::default()
+    });
+    assert_eq!(bench.desired_of(bench.find("gw/one")), r#"{"m":true,"n":1}"#);
+    assert_eq!(bench.desired_of(bench.find("gw/two")), r#"{"m":true,"n":2}"#);
+    assert_eq!(bench.hub.configuration_counts("all-modules"), Some(Counts { targeted: 4, applied: 4 }));
+}
+
+#[test]
+fn edge_deployments_wait_for_the_cycle_as_others_do() {
+    let cycle = Cycle::Every(core::time::Duration::from_secs(300));
+    let mut bench = Bench::with(Options { cycle, ..Options::default() });
+    bench.deployment("base", 1, "*", &format!(r#"{{{AGENT},"filter":{{"properties.desired":{{"t":1}}}}}}"#));
+    bench.gateway("gw");
+    assert_eq!(bench.hub.find("gw/filter"), None);
+    bench.now = 300_000;
+    bench.give(Input::Timer);
+    assert_eq!(bench.filter(), r#"{"t":1}"#);
+}
+
+#[test]
+fn contents_exclude_each_other_and_name_modules_that_can_be() {
+    let spec = ConfigurationSpec { id: "c", target_condition: "*", ..ConfigurationSpec::default() };
+    let error = |spec| Configuration::new(&spec).unwrap_err().code;
+    let twin = r#"{"properties.desired.x":1}"#;
+    for (device_content, module_content, modules_content) in [
+        (twin, twin, ""),
+        (twin, "", r#"{"m":{}}"#),
+        ("", twin, r#"{"m":{}}"#),
+        ("", "", ""),
+        ("", "", "[1]"),
+        ("", "", r#"{"m":1}"#),
+        ("", "", r#"{"m":{"properties.desired":1}}"#),
+        ("", "", r#"{"m":{"tags.x":1}}"#),
+    ] {
+        let spec = ConfigurationSpec { device_content, module_content, modules_content, ..spec };
+        assert_eq!(error(spec), ErrorCode::InvalidConfigurationContent, "{spec:?}");
+    }
+    let modules_content = r#"{"a b":{}}"#;
+    assert_eq!(error(ConfigurationSpec { modules_content, ..spec }), ErrorCode::ArgumentInvalid);
+}

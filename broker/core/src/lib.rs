@@ -69,6 +69,7 @@ mod model_tests;
 pub use c2d::{C2dMessage, Feedback, FeedbackStatus};
 pub use configuration::{
     Configuration, ConfigurationEtag, ConfigurationSpec, ConfigurationView, MAX_CONFIGURATIONS, Metric,
+    Targets,
 };
 pub use error::{ErrorCode, HubError};
 pub use hub::{Cycle, DeviceSpec, Hub, Options};

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use fleetwave_protocol::{Instant, Now};
 use rustc_hash::FxHashMap;
 
-use crate::configuration::{Active, Configuration, ConfigurationView};
+use crate::configuration::{Active, Configuration, ConfigurationView, Kind, Part, Targets};
 use crate::hub::{Cycle, Hub};
+use crate::identity::split;
 use crate::io::{DeviceIx, Done, Output, Topics};
 use crate::query::TwinScope;
 use crate::stamps::Stamp;
@@ -30,7 +31,9 @@ impl Hub {
     pub fn configuration_counts(&self, id: &str) -> Option<Counts> {
         let slot = self.configurations.find(id)?;
         let mut counts = Counts::default();
-        for layer in self.store.layers() {
+        let edge = !slot.and(self.configurations.edge()).is_empty();
+        // Edge deployments target devices: modules that get a part of one are not counted.
+        for layer in self.store.layers().filter(|layer| !edge || layer.part.is_none()) {
             let devices = u64::from(layer.devices);
             counts.targeted += if layer.targeted.and(slot).is_empty() { 0 } else { devices };
             counts.applied += if layer.applied.and(slot).is_empty() { 0 } else { devices };
@@ -60,8 +63,8 @@ impl Hub {
     }
 
     /// Which configurations target a twin.
-    pub(crate) fn targets(&mut self, id: &str, module: bool, tags: DocId, reported: DocId) -> Active {
-        let kind = self.configurations.of_kind(module);
+    pub(crate) fn targets(&mut self, id: &str, kind: Kind, tags: DocId, reported: DocId) -> Active {
+        let kind = self.configurations.of_kind(kind);
         let individual = self.configurations.individual();
         let general = match self.general_targets.get(&(tags, reported)) {
             Some(&known) => known,
@@ -79,14 +82,69 @@ impl Hub {
         let Some(device) = self.device(ix) else { return };
         let layer = self.store.layer(device.layer);
         if layer.targeted != targeted {
-            let layer = self.store.layer_of(layer.own, targeted, &self.configurations);
+            let layer = self.layer_for(ix, layer.own, targeted);
             self.move_to(now, ix, layer, None, out);
         }
     }
 
+    /// The layer of `targeted` configurations over the back end's own properties of a device or module.
+    pub(crate) fn layer_for(&mut self, ix: DeviceIx, own: DocId, targeted: Active) -> LayerId {
+        let module = split(self.registry.id(ix)).1;
+        let part = self.configurations.part_of(targeted, module);
+        self.store.layer_of(own, targeted, part, &self.configurations)
+    }
+
+    /// The edge deployments that have something for a module.
+    pub(crate) fn deployed_to(&self, device: DeviceIx, module: &str) -> Active {
+        if self.configurations.edge().is_empty() {
+            return Active::NONE;
+        }
+        let Some(device) = self.device(device) else { return Active::NONE };
+        self.configurations.deployed(self.store.layer(device.layer).targeted, module)
+    }
+
+    /// Brings what edge deployments have for an edge device's modules into their twins, and makes modules that are
+    /// missing.
+    fn deploy(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
+        let Some(device) = self.device(ix) else { return };
+        let targeted = self.store.layer(device.layer).targeted;
+        for name in self.configurations.deployed_names(targeted) {
+            self.add_module(now, ix, &name, None);
+        }
+        let edge = self.configurations.edge();
+        for module in self.modules_of(ix).to_vec() {
+            let Some(name) = split(self.registry.id(module)).1 else { continue };
+            let deployed = self.configurations.deployed(targeted, name);
+            let Some(before) = self.device(module).map(|module| self.store.layer(module.layer)) else {
+                continue;
+            };
+            self.target(now, module, before.targeted.without(edge).with(deployed), out);
+        }
+    }
+
     /// Moves a device to a layer: writes what differs into its desired properties, once, and notifies it. `sent` is
-    /// the patch as the back end wrote it, if it leads there.
+    /// the patch as the back end wrote it, if it leads there. The modules of an edge device follow.
     pub(crate) fn move_to(
+        &mut self,
+        now: Now,
+        ix: DeviceIx,
+        layer: LayerId,
+        sent: Option<PatchId>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(device) = self.registry.get(ix) else { return };
+        let edge = self.configurations.edge();
+        let changes = !edge.is_empty() && !device.module && {
+            let [from, to] = [device.layer, layer].map(|layer| self.store.layer(layer).targeted.and(edge));
+            from != to
+        };
+        self.rewrite(now, ix, layer, sent, out);
+        if changes {
+            self.deploy(now, ix, out);
+        }
+    }
+
+    fn rewrite(
         &mut self,
         now: Now,
         ix: DeviceIx,
@@ -142,7 +200,12 @@ impl Hub {
             let Some(device) = self.device(ix) else { continue };
             let (tags, reported) = (device.tags, self.store.pattern_doc(device.reported.pattern));
             let matches = || condition.matches(&self.scope(ix, device));
-            let hit = if device.module != configuration.targets_modules() {
+            let addressed = match configuration.targets() {
+                Targets::Devices => !device.module,
+                Targets::Modules => device.module,
+                Targets::Edge => device.edge,
+            };
+            let hit = if !addressed {
                 false
             } else if condition.is_individual() {
                 matches()
@@ -154,7 +217,10 @@ impl Hub {
                 let layer = self.store.layer(from);
                 let added = if hit { slot } else { Active::NONE };
                 let targeted = layer.targeted.without(replaced).with(added);
-                self.store.layer_of(layer.own, targeted, &self.configurations)
+                // Modules have followed their devices already, which have the lower indices.
+                let edge = targeted.and(self.configurations.edge());
+                let part = if edge.is_empty() { Part::default() } else { layer.part };
+                self.store.layer_of(layer.own, targeted, part, &self.configurations)
             });
             if from != to {
                 self.move_to(now, ix, to, None, out);
@@ -206,7 +272,7 @@ impl Hub {
     }
 
     /// Finds the configurations that target a device.
-    fn retarget(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
+    pub(crate) fn retarget(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
         let Some(device) = self.registry.get(ix) else { return };
         let (tags, reported) = (device.tags, self.store.pattern_doc(device.reported.pattern));
         let targeted = self.targets_of(ix, tags, reported);
@@ -215,14 +281,26 @@ impl Hub {
 
     /// Which configurations target an existing device, were these its tags and reported properties.
     pub(crate) fn targets_of(&mut self, ix: DeviceIx, tags: DocId, reported: DocId) -> Active {
-        let module = self.registry.was_module(ix);
+        let kind = self.registry.kind(ix);
+        let deployed = self.deployed_here(ix);
         if self.configurations.individual().is_empty()
             && let Some(&known) = self.general_targets.get(&(tags, reported))
         {
-            return known.and(self.configurations.of_kind(module));
+            return known.and(self.configurations.of_kind(kind)).with(deployed);
         }
         let id = self.registry.id(ix).to_owned();
-        self.targets(&id, module, tags, reported)
+        self.targets(&id, kind, tags, reported).with(deployed)
+    }
+
+    /// The edge deployments that have something for a module; none for a device.
+    fn deployed_here(&self, ix: DeviceIx) -> Active {
+        if self.configurations.edge().is_empty() {
+            return Active::NONE;
+        }
+        match (self.parent_of(ix), split(self.registry.id(ix)).1) {
+            (Some(device), Some(module)) => self.deployed_to(device, module),
+            _ => Active::NONE,
+        }
     }
 
     /// Whether configurations are evaluated at once; if not, a timer is set.

@@ -40,7 +40,7 @@ impl Hub {
         } else {
             self.store.layer(old_layer).targeted
         };
-        let layer = self.store.layer_of(own, targeted, &self.configurations);
+        let layer = self.layer_for(ix, own, targeted);
         let sent = sent.filter(|&patch| self.leads_to(ix, patch, self.store.layer(layer).doc));
         self.move_to(now, ix, layer, sent, out);
         if let Some(device) = self.registry.get_mut(ix) {

@@ -174,7 +174,10 @@ impl Hub {
     fn retarget_after_report(&mut self, now: Now, ix: DeviceIx, step: TransitionId, out: &mut Vec<Output>) {
         let transition = self.store.transition(step);
         let to = transition.to;
-        let kind = self.configurations.of_kind(self.registry.was_module(ix));
+        if transition.affected.is_empty() {
+            return;
+        }
+        let kind = self.configurations.of_kind(self.registry.kind(ix));
         let affected = transition.affected.and(kind);
         if affected.is_empty() {
             return;

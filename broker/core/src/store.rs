@@ -15,7 +15,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use rustc_hash::{FxHashMap, FxHasher};
 
-use crate::configuration::{Active, ConfigurationSet};
+use crate::configuration::{Active, ConfigurationSet, Part};
 use crate::error::HubError;
 use crate::slab::Slab;
 use crate::tree::{Tree, escape};
@@ -162,8 +162,11 @@ pub(crate) struct Transition {
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) own: DocId,
-    /// The configurations that target the twin.
+    /// The configurations that target the twin; of a module also the edge deployments of its device that have
+    /// something for it.
     pub(crate) targeted: Active,
+    /// Which part of edge deployments it gets.
+    pub(crate) part: Part,
     /// Those of which something is in the twin.
     pub(crate) applied: Active,
     pub(crate) doc: DocId,
@@ -189,7 +192,7 @@ pub(crate) struct Store {
     patches: Slab<PatchEntry>,
     patches_by_raw: HashTable<u32>,
     layers: Slab<Layer>,
-    layers_by_parts: FxHashMap<(DocId, Active), LayerId>,
+    layers_by_parts: FxHashMap<(DocId, Active, Part), LayerId>,
     transitions: Vec<Transition>,
     transitions_by_step: FxHashMap<(PatternId, PatchId), TransitionId>,
     diffs: FxHashMap<(DocId, DocId), PatchId>,
@@ -424,15 +427,16 @@ impl Store {
         &mut self,
         own: DocId,
         targeted: Active,
+        part: Part,
         configurations: &ConfigurationSet,
     ) -> LayerId {
-        if let Some(&known) = self.layers_by_parts.get(&(own, targeted)) {
+        if let Some(&known) = self.layers_by_parts.get(&(own, targeted, part)) {
             return known;
         }
-        let (tree, applied) = configurations.lay_over(&self.doc(own).tree, targeted);
+        let (tree, applied) = configurations.lay_over(&self.doc(own).tree, targeted, part);
         let doc = self.intern(tree);
-        let layer = LayerId(self.layers.insert(Layer { own, targeted, applied, doc, devices: 0 }));
-        self.layers_by_parts.insert((own, targeted), layer);
+        let layer = LayerId(self.layers.insert(Layer { own, targeted, part, applied, doc, devices: 0 }));
+        self.layers_by_parts.insert((own, targeted, part), layer);
         layer
     }
 

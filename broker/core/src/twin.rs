@@ -152,9 +152,14 @@ impl Hub {
         if !entry.module {
             write_capabilities(&self.identity(device), out);
         }
-        if !layer.targeted.is_empty() {
+        // Edge deployments stand in the twins of devices, not of modules.
+        let shown = match layer.part.is_none() {
+            true => layer.targeted,
+            false => layer.targeted.without(self.configurations.edge()),
+        };
+        if !shown.is_empty() {
             out.extend_from_slice(b",\"configurations\":{");
-            for (place, (slot, configuration)) in self.configurations.iter(layer.targeted).enumerate() {
+            for (place, (slot, configuration)) in self.configurations.iter(shown).enumerate() {
                 let comma = if place == 0 { "" } else { "," };
                 let id = serde_json::Value::from(configuration.id());
                 let status = if layer.applied.and(slot).is_empty() { TARGETED } else { APPLIED };

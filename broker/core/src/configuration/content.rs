@@ -11,7 +11,10 @@ pub(super) type Path = Box<[Box<str>]>;
 
 #[derive(Debug)]
 pub(crate) struct Content {
+    /// The paths that it owns; the empty one if it owns all.
     pub(super) paths: Box<[Path]>,
+    /// What all desired properties are before `set`, if it owns all.
+    whole: Option<Tree>,
     /// The patch that removes what stands at the paths.
     clear: Tree,
     /// The patch that puts the values there.
@@ -29,6 +32,25 @@ impl Content {
             return Err(bad_content("the content is not a JSON object"));
         };
         Self::of(members)
+    }
+
+    /// The content of a module in an edge deployment: `properties.desired` replaces all that there is.
+    pub(crate) fn of_module(mut members: Map<String, Value>) -> Result<Self, HubError> {
+        let Some(whole) = members.remove("properties.desired") else { return Self::of(members) };
+        let whole = Tree::from_value(&whole).map_err(|error| bad_content(error.message))?;
+        let mut content = Self::of(members)?;
+        // Nulls are removed.
+        content.whole = Some(Tree::empty().merge(&whole).0);
+        content.paths = Box::new([Path::default()]);
+        Section::Desired
+            .check_size(content.lay_over(&Tree::empty()).size())
+            .map_err(|error| bad_content(error.message))?;
+        Ok(content)
+    }
+
+    /// Whether it owns all desired properties.
+    pub(super) const fn is_whole(&self) -> bool {
+        self.whole.is_some()
     }
 
     /// The content of an object from `properties.desired.PATH` to values.
@@ -54,11 +76,11 @@ impl Content {
         let tree = |value| Tree::from_value(value).map_err(|error| bad_content(error.message));
         let (clear, set) = (tree(&clear)?, tree(&set)?);
         Section::Desired.check_size(set.size()).map_err(|error| bad_content(error.message))?;
-        Ok(Self { paths: paths.into_boxed_slice(), clear, set })
+        Ok(Self { paths: paths.into_boxed_slice(), whole: None, clear, set })
     }
 
     pub(crate) fn lay_over(&self, tree: &Tree) -> Tree {
-        tree.merge(&self.clear).0.merge(&self.set).0
+        self.whole.as_ref().unwrap_or(tree).merge(&self.clear).0.merge(&self.set).0
     }
 }
 

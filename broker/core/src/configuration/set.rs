@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use fleetwave_protocol::WallTime;
 
-use super::content::{Path, covers};
-use super::{Configuration, ConfigurationEtag, ConfigurationView, MAX_CONFIGURATIONS};
+use super::content::{Content, Path, covers};
+use super::{Configuration, ConfigurationEtag, ConfigurationView, MAX_CONFIGURATIONS, Targets};
 use crate::error::{ErrorCode, HubError};
 use crate::identity::is_forced;
 use crate::limits::Section;
@@ -60,6 +60,11 @@ struct Entry {
 }
 
 impl Entry {
+    /// The higher wins.
+    fn rank(&self) -> (u32, u64) {
+        (self.configuration.priority, self.created)
+    }
+
     fn view(&self) -> ConfigurationView<'_> {
         ConfigurationView {
             configuration: &self.configuration,
@@ -77,27 +82,78 @@ impl Entry {
 pub(crate) struct ConfigurationSet {
     slots: Vec<Option<Entry>>,
     created: u64,
+    all: Active,
     /// Those whose condition mentions the device's id.
     individual: Active,
     /// Those that target modules.
     modules: Active,
+    /// Edge deployments.
+    edge: Active,
+    /// The names of modules that edge deployments had so far.
+    names: Vec<Box<str>>,
     /// The reported properties that conditions mention, with whose those are.
     mentions: Vec<(Path, Active)>,
 }
 
 impl ConfigurationSet {
-    pub(crate) fn all(&self) -> Active {
-        let used = |(slot, entry): (usize, &Option<Entry>)| entry.as_ref().map(|_| Active::only(slot));
-        self.slots.iter().enumerate().filter_map(used).fold(Active::NONE, Active::with)
+    pub(crate) const fn all(&self) -> Active {
+        self.all
     }
 
     pub(crate) const fn individual(&self) -> Active {
         self.individual
     }
 
-    /// Those that target modules, or those that target devices.
-    pub(crate) fn of_kind(&self, modules: bool) -> Active {
-        if modules { self.modules } else { self.all().without(self.modules) }
+    /// Those whose conditions are asked for twins of a kind.
+    pub(crate) const fn of_kind(&self, kind: Kind) -> Active {
+        match kind {
+            Kind::Device => self.all().without(self.modules).without(self.edge),
+            Kind::EdgeDevice => self.all().without(self.modules),
+            Kind::Module => self.modules,
+        }
+    }
+
+    /// Edge deployments.
+    pub(crate) const fn edge(&self) -> Active {
+        self.edge
+    }
+
+    /// Of edge deployments that target a device, those that apply: the highest that says all, and the layers above.
+    fn effective(&self, targeted: Active) -> Active {
+        let mut entries: Vec<_> = self.entries(targeted.and(self.edge)).collect();
+        entries.sort_unstable_by_key(|(_, entry)| entry.rank());
+        let base = entries.iter().rposition(|(_, entry)| entry.configuration.is_base());
+        let effective = base.map_or(&[][..], |base| &entries[base..]);
+        effective.iter().fold(Active::NONE, |set, (slot, _)| set.with(*slot))
+    }
+
+    /// Of edge deployments that target a device, those that apply and have something for its module of a name.
+    pub(crate) fn deployed(&self, targeted: Active, module: &str) -> Active {
+        self.iter(self.effective(targeted))
+            .filter(|(_, configuration)| configuration.content_for(Some(module)).is_some())
+            .fold(Active::NONE, |set, (slot, _)| set.with(slot))
+    }
+
+    /// The modules for which edge deployments that target a device have something.
+    pub(crate) fn deployed_names(&self, targeted: Active) -> Vec<Box<str>> {
+        let effective = self.effective(targeted);
+        let mut names: Vec<Box<str>> = self
+            .iter(effective)
+            .flat_map(|(_, configuration)| configuration.module_names())
+            .map(Into::into)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// What tells modules apart for which edge deployments have different content.
+    pub(crate) fn part_of(&self, targeted: Active, module: Option<&str>) -> Part {
+        if targeted.and(self.edge).is_empty() {
+            return Part::default();
+        }
+        let place = module.and_then(|module| self.names.iter().position(|name| **name == *module));
+        Part(place.map_or(0, |place| u32::try_from(place).map_or(0, |place| place + 1)))
     }
 
     /// All as they are in force, in the order of their creation.
@@ -151,6 +207,11 @@ impl ConfigurationSet {
                 format!("a hub has at most {MAX_CONFIGURATIONS} configurations"),
             ));
         }
+        for name in configuration.module_names() {
+            if !self.names.iter().any(|known| **known == *name) {
+                self.names.push(name.into());
+            }
+        }
         self.created += 1;
         let entry = match (self.entries(old).next(), configuration.stored) {
             (Some((_, old)), _) => {
@@ -194,11 +255,15 @@ impl ConfigurationSet {
     }
 
     fn index(&mut self) {
-        let (mut individual, mut modules) = (Active::NONE, Active::NONE);
+        let used = |(slot, entry): (usize, &Option<Entry>)| entry.as_ref().map(|_| Active::only(slot));
+        self.all = self.slots.iter().enumerate().filter_map(used).fold(Active::NONE, Active::with);
+        let (mut individual, mut modules, mut edge) = (Active::NONE, Active::NONE, Active::NONE);
         let mut mentions = Vec::<(Path, Active)>::new();
         for (slot, configuration) in self.iter(self.all()) {
-            if configuration.modules {
-                modules = modules.with(slot);
+            match configuration.targets() {
+                Targets::Devices => {}
+                Targets::Modules => modules = modules.with(slot),
+                Targets::Edge => edge = edge.with(slot),
             }
             if configuration.condition.is_individual() {
                 individual = individual.with(slot);
@@ -210,7 +275,7 @@ impl ConfigurationSet {
                 }
             }
         }
-        (self.individual, self.modules, self.mentions) = (individual, modules, mentions);
+        (self.individual, self.modules, self.edge, self.mentions) = (individual, modules, edge, mentions);
     }
 
     /// The configurations whose condition mentions a reported property that differs between two documents.
@@ -226,35 +291,62 @@ impl ConfigurationSet {
 
     /// Desired properties with the content of a set of configurations over them, and those of which something is in
     /// the result. Where all together would be larger than a twin may be, the highest priorities that fit are taken.
-    pub(crate) fn lay_over(&self, own: &Tree, set: Active) -> (Tree, Active) {
+    pub(crate) fn lay_over(&self, own: &Tree, set: Active, part: Part) -> (Tree, Active) {
+        let module = self.name_of(part);
         let mut entries: Vec<_> = self.entries(set).collect();
-        entries.sort_unstable_by_key(|(_, entry)| (entry.configuration.priority, entry.created));
-        let lay = |entries: &[(Active, &Entry)]| {
-            let contents = entries.iter().map(|(_, entry)| &entry.configuration.content);
-            contents.fold(own.clone(), |tree, content| content.lay_over(&tree))
+        entries.sort_unstable_by_key(|(_, entry)| entry.rank());
+        let mut contents: Vec<(Active, &Content)> = entries
+            .iter()
+            .filter_map(|(slot, entry)| Some((*slot, entry.configuration.content_for(module)?)))
+            .collect();
+        let lay = |contents: &[(Active, &Content)]| {
+            contents.iter().fold(own.clone(), |tree, (_, content)| content.lay_over(&tree))
         };
-        let mut tree = lay(&entries);
+        let mut tree = lay(&contents);
         if Section::Desired.check_size(tree.size()).is_err() {
             let mut fitting = Vec::new();
-            for entry in entries.into_iter().rev() {
-                fitting.insert(0, entry);
+            for content in contents.into_iter().rev() {
+                fitting.insert(0, content);
                 if Section::Desired.check_size(lay(&fitting).size()).is_err() {
                     fitting.remove(0);
                 }
             }
             tree = lay(&fitting);
-            entries = fitting;
+            contents = fitting;
         }
-        (tree, visible(&entries))
+        (tree, visible(&contents).with(self.effective(set)))
+    }
+
+    fn name_of(&self, part: Part) -> Option<&str> {
+        let place = part.0.checked_sub(1)?;
+        self.names.get(place as usize).map(|name| &**name)
     }
 }
 
-/// Those configurations, given in rising order, that own a path which no later one takes from them.
-fn visible(entries: &[(Active, &Entry)]) -> Active {
+/// Kinds of twins that configurations tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Device,
+    EdgeDevice,
+    Module,
+}
+
+/// The part of edge deployments that a twin gets: that of a module's name, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Part(u32);
+
+impl Part {
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// Those contents, given in rising order, that own a path which no later one takes from them.
+fn visible(contents: &[(Active, &Content)]) -> Active {
     let mut taken: Vec<&Path> = Vec::new();
     let mut visible = Active::NONE;
-    for (slot, entry) in entries.iter().rev() {
-        let paths = &entry.configuration.content.paths;
+    for (slot, content) in contents.iter().rev() {
+        let paths = &content.paths;
         if paths.is_empty() || paths.iter().any(|path| !taken.iter().any(|outer| covers(outer, path))) {
             visible = visible.with(*slot);
         }
