@@ -12,14 +12,13 @@ use mio::{Poll, Waker};
 use rustls::ServerConfig;
 
 use crate::Assign;
-use crate::admin::Health;
+use crate::amqp::{AmqpService, Readers, Shared};
 use crate::auth::Gate;
 use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
 use crate::dps::{Dps, DpsSettings, Provisioning};
 use crate::engine::{Engine, EngineParts};
-use crate::events::EventSink;
-use crate::exposition::Instruments;
+use crate::events::{CloudEvents, EventOptions, EventSink};
 use crate::front::{Bound, Front, Service};
 use crate::hooks::Hooks;
 use crate::inbox::{Inbox, Message};
@@ -69,6 +68,8 @@ pub struct HubServerBuilder {
     hooks: MakeHooks,
     sinks: Vec<Arc<dyn EventSink>>,
     https: Option<(SocketAddr, Option<Arc<ServerConfig>>)>,
+    amqps: Option<(SocketAddr, Option<Arc<ServerConfig>>)>,
+    event_options: EventOptions,
     dps: Option<DpsSettings>,
 }
 
@@ -128,6 +129,21 @@ impl HubServerBuilder {
     #[must_use]
     pub fn https(mut self, address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Self {
         self.https = Some((address, tls));
+        self
+    }
+
+    /// Serves C2D sending, feedback and events by AMQP on this address, too; port 0 takes a free one. Without TLS only
+    /// for tests: tokens could be read on the way.
+    #[must_use]
+    pub fn amqps(mut self, address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Self {
+        self.amqps = Some((address, tls));
+        self
+    }
+
+    /// What the Event-Hub-compatible endpoint keeps and is called.
+    #[must_use]
+    pub fn event_options(mut self, options: EventOptions) -> Self {
+        self.event_options = options;
         self
     }
 
@@ -194,13 +210,20 @@ impl HubServerBuilder {
             (self.tier != Tier::None).then(|| Arc::new(Mutex::new(Throttles::new(self.tier, self.units))));
         let https =
             self.https.map(|(address, tls)| Bound::bind(address).map(|bound| (bound, tls))).transpose()?;
+        let amqps =
+            self.amqps.map(|(address, tls)| Bound::bind(address).map(|bound| (bound, tls))).transpose()?;
+        let mut event_options = self.event_options;
+        event_options.name = event_options.name.or_else(|| first_label(&self.hosts));
+        if amqps.is_none() {
+            // Nobody could read them.
+            event_options.sources.clear();
+        }
         let policies = Arc::new(Policies::new(HostNames::new(self.hosts), self.policies));
         let gate = Arc::new(Gate {
             policies: policies.clone(),
             group_key: self.group_key.clone(),
             authorities: Authorities::from_pem(self.device_cas.iter().map(String::as_str))?,
         });
-        let instruments = Instruments::new();
         let mut polls = Vec::with_capacity(self.shards);
         let mut inboxes = Vec::with_capacity(self.shards);
         for _ in 0..self.shards {
@@ -218,12 +241,26 @@ impl HubServerBuilder {
             self.clock.clone(),
             self.group_key,
             throttles.clone(),
-            instruments.clone(),
         );
         // From here on an early return stops the threads that run.
         let dps = self.dps.take().map(|settings| Dps::new(settings, control.clone()));
         let https_address = https.as_ref().map(|(bound, _)| bound.address());
+        let amqps_address = amqps.as_ref().map(|(bound, _)| bound.address());
+        let cloud = Arc::new(CloudEvents::new(event_options, &self.clock));
+        if https.is_some() || amqps.is_some() {
+            self.sinks.push(cloud.clone());
+        }
         let mut services: Vec<(Bound, Service)> = Vec::new();
+        if let Some((bound, tls)) = amqps {
+            let shared = Shared {
+                policies: policies.clone(),
+                cloud: cloud.clone(),
+                readers: Arc::new(Readers::default()),
+                port: bound.address().port(),
+            };
+            let amqp = AmqpService { control: control.clone(), shared: Arc::new(shared), tls };
+            services.push((bound, Box::new(|listener, stop| Box::pin(amqp.serve(listener, stop)))));
+        }
         if let Some((bound, tls)) = https {
             let api = Arc::new(Api::new(control.clone(), policies, dps.clone()));
             let rest = RestServer { api, tls, upgrades: Vec::new() };
@@ -231,8 +268,9 @@ impl HubServerBuilder {
         }
         let server = HubServer {
             control,
-            health: Health::default(),
             https_address,
+            amqps_address,
+            cloud,
             dps: dps.clone(),
             front: Mutex::new(None),
             connector: MemoryConnector::new(shards.clone(), self.assign.clone()),
@@ -258,7 +296,6 @@ impl HubServerBuilder {
                 throttles: throttles.clone(),
                 sinks: sinks.clone(),
                 journal: None,
-                instruments: instruments.clone(),
             });
             let shard = Shard::new(Parts {
                 index,
@@ -286,6 +323,12 @@ impl HubServerBuilder {
     }
 }
 
+/// The first part of a hub's name.
+fn first_label(hosts: &[String]) -> Option<String> {
+    let host = hosts.iter().find(|host| !host.eq_ignore_ascii_case("localhost")).or(hosts.first())?;
+    host.split('.').next().map(str::to_owned)
+}
+
 fn handle(inbox: &Inbox) -> ShardHandle {
     let inbox = inbox.clone();
     Arc::new(move |command| inbox.send(Message::Command(command)))
@@ -294,10 +337,11 @@ fn handle(inbox: &Inbox) -> ShardHandle {
 /// A running hub. It stops when it is dropped.
 pub struct HubServer {
     control: HubControl,
-    health: Health,
     connector: MemoryConnector,
     address: Option<SocketAddr>,
     https_address: Option<SocketAddr>,
+    amqps_address: Option<SocketAddr>,
+    cloud: Arc<CloudEvents>,
     dps: Option<Arc<Dps>>,
     front: Mutex<Option<Front>>,
     tls_address: Option<SocketAddr>,
@@ -324,6 +368,8 @@ impl HubServer {
             hooks: Box::new(|_| Box::new(())),
             sinks: Vec::new(),
             https: None,
+            amqps: None,
+            event_options: EventOptions::default(),
             dps: None,
         }
     }
@@ -332,12 +378,6 @@ impl HubServer {
     #[must_use]
     pub fn control(&self) -> HubControl {
         self.control.clone()
-    }
-
-    /// How its parts are.
-    #[must_use]
-    pub fn health(&self) -> Health {
-        self.health.clone()
     }
 
     /// The way in over the memory transport.
@@ -356,6 +396,18 @@ impl HubServer {
     #[must_use]
     pub fn https_address(&self) -> Option<SocketAddr> {
         self.https_address
+    }
+
+    /// The address of the AMQP endpoint, if it is served.
+    #[must_use]
+    pub fn amqps_address(&self) -> Option<SocketAddr> {
+        self.amqps_address
+    }
+
+    /// What the back end can read of the hub: events, if AMQP is served; feedback, if AMQP or REST is.
+    #[must_use]
+    pub fn cloud_events(&self) -> Arc<CloudEvents> {
+        self.cloud.clone()
     }
 
     /// The address that it listens on for TLS, if it does.

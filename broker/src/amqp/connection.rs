@@ -157,6 +157,20 @@ impl Connection {
         self.events.pop_front()
     }
 
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn backlog(&self) -> usize {
+        self.output.len()
+    }
+
+    /// The channel of a link's session.
+    pub(crate) fn channel(&self, link: LinkId) -> Option<u16> {
+        self.links.get(&link).map(|link| link.channel)
+    }
+
     /// What has to be sent, and is now counted as sent.
     pub(crate) fn take_output(&mut self, now: Instant) -> Vec<u8> {
         if !self.output.is_empty() {
@@ -168,10 +182,6 @@ impl Connection {
     /// Whether nothing more will happen: the socket can be closed once the output is sent.
     pub(crate) fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
-    }
-
-    pub(super) fn is_running(&self) -> bool {
-        self.phase == Phase::Running
     }
 
     /// When [`Connection::tick`] has something to do.

@@ -374,3 +374,9 @@ pub(crate) fn address(attach: &Attach) -> Option<String> {
     };
     value.as_ref().and_then(Value::text).map(str::to_owned)
 }
+
+/// The address of the client's own end of a link on which it receives.
+pub(crate) fn target_address(attach: &Attach) -> Option<String> {
+    let target = Target::from_value(attach.target.clone()).ok()?;
+    target.address.text().map(str::to_owned)
+}

@@ -338,6 +338,7 @@ impl Value {
     }
 
     /// The value's bytes.
+    #[cfg(test)]
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.write(&mut out);

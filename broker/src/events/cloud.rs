@@ -19,18 +19,14 @@ pub struct EventOptions {
     pub retention: Retention,
     /// What is logged. A new IoT Hub routes telemetry alone to its endpoint.
     pub sources: Vec<Source>,
-    /// The name that the Event-Hub-compatible endpoint has, and that the hub has in its own events.
-    pub name: String,
+    /// The name that the Event-Hub-compatible endpoint has, and that the hub has in its own events; if none is set,
+    /// the first part of the hub's first name that is not `localhost`.
+    pub name: Option<String>,
 }
 
 impl Default for EventOptions {
     fn default() -> Self {
-        Self {
-            partitions: 4,
-            retention: Retention::default(),
-            sources: vec![Source::Telemetry],
-            name: "fleetwave".to_owned(),
-        }
+        Self { partitions: 4, retention: Retention::default(), sources: vec![Source::Telemetry], name: None }
     }
 }
 
@@ -56,7 +52,7 @@ impl CloudEvents {
             feedback: Mailbox::default(),
             files: Mailbox::default(),
             sources: options.sources,
-            name: options.name,
+            name: options.name.unwrap_or_else(|| "fleetwave".to_owned()),
         }
     }
 
