@@ -659,10 +659,7 @@ impl Engine {
     }
 
     fn lookup(&self, device: &str) -> Result<DeviceIx, Box<HubError>> {
-        self.hub.find(device).ok_or_else(|| {
-            let message = Cow::Owned(format!("no device {device:?} in this hub"));
-            Box::new(HubError { code: ErrorCode::DeviceNotFound, message })
-        })
+        Ok(self.hub.locate(device)?)
     }
 
     fn run(&mut self, input: Input<'_>, mut context: Context<'_>, outlet: &mut (impl Outlet + ?Sized)) {

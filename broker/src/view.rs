@@ -1,8 +1,6 @@
 //! What a job sees of the shard that it runs on.
 
-use std::borrow::Cow;
-
-use fleetwave_hub_core::{DeviceIx, DeviceSpec, Done, ErrorCode, Hub, HubError, Input};
+use fleetwave_hub_core::{DeviceIx, DeviceSpec, Done, Hub, HubError, Input};
 use fleetwave_protocol::{Instant, Now};
 
 use crate::control::{MethodCall, MethodOutcome};
@@ -34,12 +32,9 @@ impl<'a> ShardView<'a> {
     /// The device or module of an id.
     ///
     /// # Errors
-    /// 404001 if there is none.
+    /// 404001 if there is no such device, 404010 if the device has no such module.
     pub fn find(&self, id: &str) -> Result<DeviceIx, Box<HubError>> {
-        self.hub().find(id).ok_or_else(|| {
-            let message = Cow::Owned(format!("no device {id:?} in this hub"));
-            Box::new(HubError { code: ErrorCode::DeviceNotFound, message })
-        })
+        Ok(self.hub().locate(id)?)
     }
 
     /// Makes a device or a module.

@@ -266,6 +266,22 @@ impl Hub {
         self.registry.find(id)
     }
 
+    /// The device of an id, or the module of `device/module`, for a service that names it.
+    ///
+    /// # Errors
+    /// 404001 if there is no such device, 404010 if the device has no such module.
+    pub fn locate(&self, id: &str) -> Result<DeviceIx, HubError> {
+        self.find(id).ok_or_else(|| match split(id) {
+            (device, Some(module)) if self.find(device).is_some() => HubError::new(
+                ErrorCode::ModuleNotFound,
+                format!("the device {device:?} has no module {module:?}"),
+            ),
+            (device, _) => {
+                HubError::new(ErrorCode::DeviceNotFound, format!("there is no device {device:?} in this hub"))
+            }
+        })
+    }
+
     /// Whether the device or module exists.
     #[must_use]
     pub fn exists(&self, device: DeviceIx) -> bool {

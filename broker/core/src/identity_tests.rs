@@ -185,6 +185,10 @@ fn a_module_needs_its_device_and_a_name_of_its_own() {
         bench.refused("dev-0000001/n", DeviceSpec { enabled: false, ..plain }),
         ErrorCode::ArgumentInvalid
     );
+    let missing = |id| bench.hub.locate(id).unwrap_err().code;
+    assert_eq!(bench.hub.locate("dev-0000001/m"), Ok(module));
+    assert_eq!(missing("dev-0000001/n"), ErrorCode::ModuleNotFound);
+    assert_eq!([missing("nobody/m"), missing("nobody")], [ErrorCode::DeviceNotFound; 2]);
     for number in 1..limits::MODULES {
         bench.module(&format!("m{number}"));
     }

@@ -60,6 +60,8 @@ mod tree;
 mod twin;
 
 #[cfg(test)]
+mod deployment_tests;
+#[cfg(test)]
 mod hub_tests;
 #[cfg(test)]
 mod identity_tests;
