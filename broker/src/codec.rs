@@ -10,8 +10,8 @@ use rumqttc::mqttbytes::{self, Error};
 
 /// IoT Hub takes messages of 256 KB; the topic, which carries the properties, comes on top.
 pub(crate) const MAX_PACKET: usize = (256 + 8) * 1024;
-/// A connection that has not shown who it is gets room for its names, a token and the largest will.
-pub(crate) const MAX_CONNECT: usize = (64 + 16) * 1024;
+/// A connection that has not shown who it is gets room for its names, a token and a will of some size.
+pub(crate) const MAX_CONNECT: usize = 16 * 1024;
 /// Filters become strings, one each.
 const MAX_FILTERS: usize = 16 * 1024;
 
@@ -30,6 +30,22 @@ pub(crate) enum Fault {
 
 /// The next packet of a client, or `None` while it is incomplete. A packet that was read leaves `input`.
 pub(crate) fn read(input: &mut BytesMut, connected: bool) -> Result<Option<Packet>, Fault> {
+    let Some((header, remaining)) = whole(input, connected)? else {
+        return Ok(None);
+    };
+    let most = header + remaining;
+    if input[0] >> 4 == CONNECT {
+        check_connect(&input[header..header + remaining])?;
+    }
+    match Packet::read(input, most) {
+        Ok(packet) => Ok(Some(packet)),
+        Err(Error::InsufficientBytes(_)) => Ok(None),
+        Err(_) => Err(Fault::Malformed),
+    }
+}
+
+/// The lengths of the first packet's header and of what follows it, once all of it is there.
+fn whole(input: &[u8], connected: bool) -> Result<Option<(usize, usize)>, Fault> {
     let Some(&first) = input.first() else {
         return Ok(None);
     };
@@ -43,16 +59,20 @@ pub(crate) fn read(input: &mut BytesMut, connected: bool) -> Result<Option<Packe
     if (first >> 4 == PINGREQ || first >> 4 == DISCONNECT) && remaining > 0 {
         return Err(Fault::Malformed);
     }
-    if input.len() < header + remaining {
-        return Ok(None);
-    }
-    if first >> 4 == CONNECT {
-        check_connect(&input[header..header + remaining])?;
-    }
-    match Packet::read(input, most) {
-        Ok(packet) => Ok(Some(packet)),
-        Err(Error::InsufficientBytes(_)) => Ok(None),
-        Err(_) => Err(Fault::Malformed),
+    Ok((input.len() >= header + remaining).then_some((header, remaining)))
+}
+
+/// The client id of a CONNECT that somebody else will read again: none while it is incomplete, an empty one if it is
+/// no CONNECT.
+pub(crate) fn client_id(input: &[u8]) -> Option<String> {
+    match whole(input, false) {
+        Ok(None) => None,
+        Ok(Some((header, remaining))) => match read(&mut BytesMut::from(&input[..header + remaining]), false)
+        {
+            Ok(Some(Packet::Connect(connect))) => Some(connect.client_id),
+            _ => Some(String::new()),
+        },
+        Err(_) => Some(String::new()),
     }
 }
 

@@ -33,6 +33,7 @@ mod session;
 pub mod tls;
 mod transport;
 mod view;
+pub mod websocket;
 pub mod x509;
 
 use std::fmt;

@@ -147,6 +147,7 @@ impl Shard {
             self.message(message);
         }
         for index in std::mem::take(&mut self.unfinished) {
+            self.sessions.set_unfinished(index, false);
             self.readable(index, true);
         }
         for event in events {
@@ -160,7 +161,10 @@ impl Shard {
                     if event.is_writable() {
                         self.sessions.writable(index);
                     }
-                    if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    // One that was interrupted has had its part of this turn, and will see to the end.
+                    if (event.is_readable() || event.is_read_closed() || event.is_error())
+                        && !self.sessions.is_unfinished(index)
+                    {
                         self.readable(index, event.is_read_closed() || event.is_error());
                     }
                 }
@@ -287,7 +291,7 @@ impl Shard {
                 if let Some(index) = self.open_line(line) {
                     self.adopt(index, *connect, rest);
                     // The end may have been read already, and makes no second event.
-                    self.unfinished.push(index);
+                    self.put_off(index);
                 }
             }
             Message::Command(command) => {
@@ -332,7 +336,7 @@ impl Shard {
     fn readable(&mut self, index: u32, to_the_end: bool) {
         if self.sessions.is_handshaking(index) {
             if self.handshakes == 0 {
-                self.unfinished.push(index);
+                self.put_off(index);
                 return;
             }
             self.handshakes -= 1;
@@ -357,7 +361,15 @@ impl Shard {
                 Received::Full(_) | Received::Drained(_) => {}
             }
         }
-        self.unfinished.push(index);
+        self.put_off(index);
+    }
+
+    /// A session has more to read, in the next turn.
+    fn put_off(&mut self, index: u32) {
+        if !self.sessions.is_unfinished(index) {
+            self.sessions.set_unfinished(index, true);
+            self.unfinished.push(index);
+        }
     }
 
     /// Bytes arrived for a session, over whichever transport.
@@ -538,3 +550,7 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reactor_tests.rs"]
+mod tests;

@@ -32,6 +32,7 @@ use crate::transport::Transports;
 use crate::transport::memory::Memory;
 use crate::transport::tcp::Tcp;
 use crate::transport::tls::Tls;
+use crate::websocket::Bridge;
 use crate::x509::{Authorities, NotAnAuthority};
 
 /// Why a hub could not start.
@@ -261,9 +262,13 @@ impl HubServerBuilder {
             let amqp = AmqpService { control: control.clone(), shared: Arc::new(shared), tls };
             services.push((bound, Box::new(|listener, stop| Box::pin(amqp.serve(listener, stop)))));
         }
+        let connector = MemoryConnector::new(shards.clone(), self.assign.clone());
+        let mut websockets = None;
         if let Some((bound, tls)) = https {
             let api = Arc::new(Api::new(control.clone(), policies, dps.clone()));
-            let rest = RestServer { api, tls, upgrades: Vec::new() };
+            let bridge = Bridge::new(&connector).map_err(StartError::Shard)?;
+            websockets = Some(bridge.clone());
+            let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge)] };
             services.push((bound, Box::new(|listener, stop| Box::pin(rest.serve(listener, stop)))));
         }
         let server = HubServer {
@@ -273,7 +278,8 @@ impl HubServerBuilder {
             cloud,
             dps: dps.clone(),
             front: Mutex::new(None),
-            connector: MemoryConnector::new(shards.clone(), self.assign.clone()),
+            connector,
+            websockets,
             address: tcp.as_ref().map(|port| port.address()),
             tls_address: tls.as_ref().map(|(port, _)| port.address()),
             threads: Mutex::new(Vec::with_capacity(self.shards)),
@@ -338,6 +344,7 @@ fn handle(inbox: &Inbox) -> ShardHandle {
 pub struct HubServer {
     control: HubControl,
     connector: MemoryConnector,
+    websockets: Option<Bridge>,
     address: Option<SocketAddr>,
     https_address: Option<SocketAddr>,
     amqps_address: Option<SocketAddr>,
@@ -424,6 +431,9 @@ impl HubServer {
 
     /// Closes all connections and waits for the threads. Doing it twice does nothing.
     pub fn stop(&self) {
+        if let Some(websockets) = &self.websockets {
+            websockets.stop();
+        }
         drop(self.front.lock().expect("nothing panics under this lock").take());
         self.control.stop();
         let threads = std::mem::take(&mut *self.threads.lock().expect("nothing panics under this lock"));

@@ -80,6 +80,8 @@ pub(crate) struct Session {
     last_pkid: u16,
     stage: Stage,
     c2d_at_most_once: bool,
+    /// It has more to read in the next turn.
+    unfinished: bool,
     buffers: Option<Box<Buffers>>,
     rare: Option<Box<Rare>>,
 }
@@ -261,6 +263,7 @@ impl Sessions {
             last_pkid: 0,
             stage: Stage::New,
             c2d_at_most_once: false,
+            unfinished: false,
             buffers: None,
             rare: None,
         });
@@ -293,6 +296,16 @@ impl Sessions {
     pub(crate) fn set_peer(&mut self, index: u32, peer: PeerIdentity) {
         if let Some(session) = self.get(index) {
             session.rare.get_or_insert_default().peer = peer;
+        }
+    }
+
+    pub(crate) fn is_unfinished(&mut self, index: u32) -> bool {
+        self.get(index).is_some_and(|session| session.unfinished)
+    }
+
+    pub(crate) fn set_unfinished(&mut self, index: u32, unfinished: bool) {
+        if let Some(session) = self.get(index) {
+            session.unfinished = unfinished;
         }
     }
 

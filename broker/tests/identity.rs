@@ -46,6 +46,7 @@ fn hub(authority: &str) -> HubServer {
         .shards(2)
         .tcp(local)
         .tls(local, PKI.server_config())
+        .https(local, Some(PKI.server_config()))
         .host_name(HOST)
         .host_name("real.azure-devices.net")
         .device_ca(authority);
@@ -91,9 +92,13 @@ fn hexadecimal(bytes: &[u8]) -> String {
 fn code_with(server: &HubServer, id: &str, shown: Shown) -> ConnectReturnCode {
     let mut connect = Connect::new(id);
     connect.set_login(user_name(id), "");
-    let mut client = Client::showing(server, shown);
+    let mut client = Client::showing(server, copy(&shown));
+    client.send(Packet::Connect(connect.clone()));
+    let code = client.connack().code;
+    let mut client = Client::showing_over_websocket(server, shown);
     client.send(Packet::Connect(connect));
-    client.connack().code
+    assert_eq!(client.connack().code, code, "the same over WebSocket");
+    code
 }
 
 fn code(server: &HubServer, way: Way, id: &str, user: &str, password: &str) -> ConnectReturnCode {

@@ -82,7 +82,7 @@ fn each_refusal_has_its_return_code_and_ends_the_connection() {
         }
     }
     let metrics = control.metrics().unwrap();
-    assert_eq!((metrics.accepted, metrics.refused, metrics.connections), (0, 24, 0));
+    assert_eq!((metrics.accepted, metrics.refused, metrics.connections), (0, 32, 0));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn whatever_breaks_the_rules_ends_the_connection_and_the_hub_lives_on() {
             assert_eq!(next.next(), Some(Packet::PingResp), "after {case}");
         }
     }
-    assert_eq!(server.control().metrics().unwrap().faulty, 27);
+    assert_eq!(server.control().metrics().unwrap().faulty, 36);
 }
 
 #[test]
@@ -189,13 +189,14 @@ fn silence_ends_a_connection_after_one_and_a_half_keep_alives() {
         lively.send(Packet::PingReq);
         assert_eq!(lively.next(), Some(Packet::PingResp));
     }
-    assert_eq!(control.metrics().unwrap().expired, 3);
+    assert_eq!(control.metrics().unwrap().expired, 4);
 }
 
 #[test]
 fn a_connection_that_never_says_who_it_is_ends() {
     let server = hub();
-    for way in EVERY_WAY {
+    // WebSockets are given their time on another clock.
+    for way in [Way::Tcp, Way::Tls, Way::Memory] {
         let mut client = Client::open(&server, way, "d1");
         client.send_bytes(&[0x10]);
         // The hub has seen the connection once it has answered another one over the same transport.
@@ -225,19 +226,21 @@ fn a_connection_ends_with_its_token() {
 #[test]
 fn a_client_that_does_not_read_is_dropped_before_it_fills_the_hub() {
     let server = hub();
-    let mut client = Client::open(&server, Way::Tcp, "d1");
-    client.log_in(&server.control(), "d1");
-    client.subscribe("d1");
-    let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(3000));
-    let change = || TwinChange { desired: Some(large.clone().into_bytes()), ..TwinChange::default() };
-    server.control().patch_twin("d1", change()).unwrap();
-    let get = encode(&Packet::Publish(Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtMostOnce, "")));
-    let many = get.repeat(200);
-    while server.control().metrics().unwrap().slow == 0 {
-        client.send_bytes(&many);
+    for (way, slow) in [(Way::Tcp, 1), (Way::Tls, 2)] {
+        let mut client = Client::open(&server, way, "d1");
+        client.log_in(&server.control(), "d1");
+        client.subscribe("d1");
+        let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(3000));
+        let change = || TwinChange { desired: Some(large.clone().into_bytes()), ..TwinChange::default() };
+        server.control().patch_twin("d1", change()).unwrap();
+        let get = encode(&Packet::Publish(Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtMostOnce, "")));
+        let many = get.repeat(200);
+        while server.control().metrics().unwrap().slow < slow {
+            client.send_bytes(&many);
+        }
+        let metrics = server.control().metrics().unwrap();
+        assert_eq!((metrics.slow, metrics.connections, metrics.buffered), (slow, 0, 0));
     }
-    let metrics = server.control().metrics().unwrap();
-    assert_eq!((metrics.slow, metrics.connections, metrics.buffered), (1, 0, 0));
 }
 
 #[test]
@@ -247,7 +250,7 @@ fn a_restart_drops_everyone_refuses_for_a_while_and_keeps_the_twins() {
     let address = server.address().unwrap();
     let mut clients: Vec<Client> = EVERY_WAY
         .iter()
-        .zip(["d1", "d2", "d3"])
+        .zip(["d1", "d2", "d3", "d4"])
         .map(|(way, device)| {
             let mut client = Client::open(&server, *way, device);
             client.log_in(&control, device);
@@ -266,7 +269,7 @@ fn a_restart_drops_everyone_refuses_for_a_while_and_keeps_the_twins() {
     while std::net::TcpStream::connect(address).is_err() {
         std::thread::yield_now();
     }
-    for (way, device) in EVERY_WAY.into_iter().zip(["d1", "d2", "d3"]) {
+    for (way, device) in EVERY_WAY.into_iter().zip(["d1", "d2", "d3", "d4"]) {
         let mut client = Client::open(&server, way, device);
         let ack = client.log_in(&control, device);
         assert!(!ack.session_present, "the connection before was a clean session");
@@ -306,6 +309,7 @@ fn with_several_shards_a_device_comes_in_wherever_it_arrives() {
         .shards(3)
         .tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
         .tls(std::net::SocketAddr::from(([127, 0, 0, 1], 0)), support::PKI.server_config())
+        .https(std::net::SocketAddr::from(([127, 0, 0, 1], 0)), Some(support::PKI.server_config()))
         .start()
         .unwrap();
     let control = server.control();

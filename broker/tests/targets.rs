@@ -226,7 +226,7 @@ fn contract(control: &HubControl, seen: &Receiver<Seen>, device: &mut Device) {
     assert!(before <= accepted.at && accepted.at <= control.clock().now().at);
     assert_eq!(device.down(), Came::Desired(2, r#"{"firmware":{"id":"fw-2"},"$version":2}"#.into()));
     let counts = control.counts("fw").expect("running").expect("it exists");
-    assert_eq!((counts.targeted, counts.applied), (3, 3));
+    assert_eq!((counts.targeted, counts.applied), (4, 4));
     control.delete_configuration("fw").expect("it exists");
     assert_eq!(device.down(), Came::Desired(3, r#"{"firmware":null,"$version":3}"#.into()));
     let Err(ControlError::Refused(error)) = control.delete_configuration("fw") else {

@@ -21,6 +21,8 @@ use rumqttc::mqttbytes::{self, QoS};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 /// The hub's name in these tests.
 pub(crate) const HOST: &str = "hub.example";
@@ -33,14 +35,18 @@ const MAX_PACKET: usize = 1024 * 1024;
 pub(crate) enum Way {
     Tcp,
     Tls,
+    WebSocket,
     Memory,
 }
 
-pub(crate) const EVERY_WAY: [Way; 3] = [Way::Tcp, Way::Tls, Way::Memory];
+pub(crate) const EVERY_WAY: [Way; 4] = [Way::Tcp, Way::Tls, Way::WebSocket, Way::Memory];
+
+type TlsStream = rustls::StreamOwned<ClientConnection, TcpStream>;
 
 enum Line {
     Tcp(TcpStream),
-    Tls(Box<rustls::StreamOwned<ClientConnection, TcpStream>>),
+    Tls(Box<TlsStream>),
+    WebSocket(Box<WebSocket<TlsStream>>),
     Memory { port: MemoryPort, poll: mio::Poll, arrived: VecDeque<Vec<u8>>, closed: bool },
 }
 
@@ -57,6 +63,7 @@ impl Client {
         let line = match way {
             Way::Tcp => Line::Tcp(connect_tcp(server.address().expect("the hub listens"))),
             Way::Tls => Line::Tls(Box::new(handshake(server, tls_client(None)))),
+            Way::WebSocket => Line::WebSocket(Box::new(websocket(server, None))),
             Way::Memory => {
                 let poll = mio::Poll::new().expect("poll");
                 let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("waker");
@@ -75,11 +82,17 @@ impl Client {
         Self { line, input: BytesMut::new() }
     }
 
+    /// The same over WebSocket.
+    pub(crate) fn showing_over_websocket(server: &HubServer, shown: Shown) -> Self {
+        Self { line: Line::WebSocket(Box::new(websocket(server, Some(shown)))), input: BytesMut::new() }
+    }
+
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
         match &mut self.line {
             // A hub that closed the connection meanwhile is what the test then looks at.
             Line::Tcp(stream) => drop(stream.write_all(bytes)),
             Line::Tls(stream) => drop(stream.write_all(bytes).and_then(|()| stream.flush())),
+            Line::WebSocket(socket) => drop(socket.send(Message::Binary(bytes.to_vec().into()))),
             Line::Memory { port, .. } => {
                 port.send(CONNECTION, bytes);
                 port.flush();
@@ -105,6 +118,17 @@ impl Client {
         match &mut self.line {
             Line::Tcp(stream) => read(stream),
             Line::Tls(stream) => read(stream),
+            Line::WebSocket(socket) => loop {
+                match socket.read() {
+                    Ok(Message::Binary(bytes)) => return Some(bytes.to_vec()),
+                    Ok(Message::Close(_)) => {}
+                    Ok(other) => panic!("the hub sent {other:?}"),
+                    Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        panic!("nothing came")
+                    }
+                    Err(_) => return None,
+                }
+            },
             Line::Memory { port, poll, arrived, closed } => {
                 let mut events = mio::Events::with_capacity(8);
                 let give_up = std::time::Instant::now() + PATIENCE;
@@ -238,18 +262,30 @@ pub(crate) fn tls_client(shown: Option<Shown>) -> ClientConfig {
 }
 
 /// A TLS connection to a hub, its handshake done.
-pub(crate) fn handshake(
-    server: &HubServer,
-    config: ClientConfig,
-) -> rustls::StreamOwned<ClientConnection, TcpStream> {
+pub(crate) fn handshake(server: &HubServer, config: ClientConfig) -> TlsStream {
+    handshake_with(server.tls_address().expect("the hub listens"), config)
+}
+
+fn handshake_with(address: SocketAddr, config: ClientConfig) -> TlsStream {
     let name = HOST.try_into().expect("a name");
     let connection = ClientConnection::new(Arc::new(config), name).expect("a configuration");
-    let stream = connect_tcp(server.tls_address().expect("the hub listens"));
+    let stream = connect_tcp(address);
     let mut stream = rustls::StreamOwned::new(connection, stream);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock).expect("a handshake");
     }
     stream
+}
+
+/// A WebSocket to a hub, open.
+fn websocket(server: &HubServer, shown: Option<Shown>) -> WebSocket<TlsStream> {
+    let address = server.https_address().expect("the hub serves HTTPS");
+    let mut request = format!("wss://{HOST}/$iothub/websocket").into_client_request().expect("a request");
+    request.headers_mut().insert("sec-websocket-protocol", "mqtt".parse().expect("a name"));
+    let stream = handshake_with(address, tls_client(shown));
+    let (socket, answer) = tungstenite::client(request, stream).expect("an open WebSocket");
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "mqtt");
+    socket
 }
 
 fn connect_tcp(address: SocketAddr) -> TcpStream {
@@ -297,11 +333,12 @@ pub(crate) fn register(control: &HubControl, id: &str, authentication: Authentic
     created.expect("the hub runs").expect("a new device");
 }
 
-/// A hub on every transport with the devices `d1` to `d3`.
+/// A hub on every transport with the devices `d1` to `d4`.
 pub(crate) fn hub() -> HubServer {
     let server = HubServer::builder()
         .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
         .tls(SocketAddr::from(([127, 0, 0, 1], 0)), PKI.server_config())
+        .https(SocketAddr::from(([127, 0, 0, 1], 0)), Some(PKI.server_config()))
         .host_name(HOST)
         .start()
         .expect("a hub on a free port");
@@ -310,8 +347,8 @@ pub(crate) fn hub() -> HubServer {
 }
 
 pub(crate) fn create(control: &HubControl) {
-    let devices = ["d1", "d2", "d3"].map(NewDevice::new);
-    assert_eq!(control.create_devices(devices).expect("new devices"), 3);
+    let devices = ["d1", "d2", "d3", "d4"].map(NewDevice::new);
+    assert_eq!(control.create_devices(devices).expect("new devices"), 4);
 }
 
 struct OnTelemetry<F>(F);
@@ -328,6 +365,7 @@ pub(crate) fn hub_with(telemetry: impl FnMut(Telemetry<'_>) + Send + 'static) ->
     let server = HubServer::builder()
         .tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
         .tls(SocketAddr::from(([127, 0, 0, 1], 0)), PKI.server_config())
+        .https(SocketAddr::from(([127, 0, 0, 1], 0)), Some(PKI.server_config()))
         .hooks(move |_| hooks.take().expect("one shard"))
         .start()
         .expect("a hub on a free port");
