@@ -277,7 +277,7 @@ fn contract(control: &HubControl, seen: &Receiver<Seen>, device: &mut Device) {
     let Err(ControlError::Refused(error)) = control.twin("nobody") else { panic!("no such device") };
     assert_eq!(error.code, ErrorCode::DeviceNotFound);
     let metrics = control.metrics().expect("running");
-    assert_eq!((metrics.devices, metrics.connections, metrics.accepted), (3, 1, 1));
+    assert_eq!((metrics.devices, metrics.connections, metrics.accepted), (4, 1, 1));
 }
 
 fn watched() -> (Box<dyn Hooks>, Receiver<Seen>) {
