@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::Assign;
 use crate::clock::Clock;
 use crate::engine;
+use crate::exposition::Instruments;
 use crate::metrics::HubMetrics;
 use crate::view::ShardView;
 
@@ -151,6 +152,7 @@ pub struct HubControl {
     clock: Clock,
     group_key: Key,
     throttles: Option<Arc<Mutex<Throttles>>>,
+    instruments: Instruments,
 }
 
 impl HubControl {
@@ -160,14 +162,21 @@ impl HubControl {
         clock: Clock,
         group_key: Key,
         throttles: Option<Arc<Mutex<Throttles>>>,
+        instruments: Instruments,
     ) -> Self {
-        Self { shards, assign, clock, group_key, throttles }
+        Self { shards, assign, clock, group_key, throttles, instruments }
     }
 
     /// The clock that the hub's instants are of.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// What the hub measures beside its shards' counters.
+    #[must_use]
+    pub fn instruments(&self) -> &Instruments {
+        &self.instruments
     }
 
     /// The key of a device: derived from the hub's group key, so that a million keys need no table.
@@ -308,6 +317,18 @@ impl HubControl {
         Ok(metrics.into_iter().fold(HubMetrics::default(), HubMetrics::plus))
     }
 
+    /// [`HubControl::metrics`] for async code.
+    ///
+    /// # Errors
+    /// If the hub has stopped.
+    pub async fn metrics_async(&self) -> Result<HubMetrics, ControlError> {
+        let mut metrics = HubMetrics::default();
+        for answered in self.begin_all(|answer| Command::Metrics { answer })? {
+            metrics = metrics.plus(answered.await.map_err(|_| ControlError::Stopped)?);
+        }
+        Ok(metrics)
+    }
+
     /// Runs `job` on the thread of the shard that has, or would have, the device or module `id`, and waits for
     /// what it gives. The answer comes once all that the job did is durable. The job holds the shard up: it should
     /// take microseconds.
@@ -420,7 +441,9 @@ impl HubControl {
     fn admission(&self, operation: Operation, cost: u32) -> Admission {
         let Some(throttles) = &self.throttles else { return Admission::Now };
         let now = self.clock.now().at;
-        throttles.lock().expect("nothing panics under this lock").admit(operation, cost, now)
+        let admission = throttles.lock().expect("nothing panics under this lock").admit(operation, cost, now);
+        self.instruments.admission(operation, admission);
+        admission
     }
 
     /// Asks every shard to end; it does not wait.
@@ -446,16 +469,24 @@ impl HubControl {
 
     /// Asks all shards at once.
     fn ask_all<T>(&self, command: impl Fn(Answer<T>) -> Command) -> Result<Vec<T>, ControlError> {
+        self.begin_all(command)?
+            .into_iter()
+            .map(|answered| answered.blocking_recv().map_err(|_| ControlError::Stopped))
+            .collect()
+    }
+
+    /// Asks all shards at once, without waiting for their answers.
+    fn begin_all<T>(
+        &self,
+        command: impl Fn(Answer<T>) -> Command,
+    ) -> Result<Vec<oneshot::Receiver<T>>, ControlError> {
         let mut waiting = Vec::with_capacity(self.shards.len());
         for shard in 0..self.shards.len() {
             let (answer, answered) = Answer::pair();
             self.send(shard, command(answer))?;
             waiting.push(answered);
         }
-        waiting
-            .into_iter()
-            .map(|answered| answered.blocking_recv().map_err(|_| ControlError::Stopped))
-            .collect()
+        Ok(waiting)
     }
 
     fn change(

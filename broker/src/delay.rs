@@ -55,6 +55,11 @@ impl<T> DelayQueue<T> {
         self.pushed += 1;
     }
 
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// When the first is due.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse(entry)| entry.at)

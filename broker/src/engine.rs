@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::control::{Answer, Command, MethodCall, MethodOutcome, Release};
 use crate::delay::DelayQueue;
 use crate::events::{EventKind, EventSink, HubEvent};
+use crate::exposition::Instruments;
 use crate::hooks::{Hooks, Replies, Reply, Telemetry};
 use crate::metrics::HubMetrics;
 
@@ -137,6 +138,7 @@ pub(crate) struct Engine {
     /// Numbers the connection events.
     connection_events: u64,
     pub(crate) metrics: HubMetrics,
+    instruments: Instruments,
 }
 
 /// What an engine is made of.
@@ -147,11 +149,12 @@ pub(crate) struct EngineParts {
     pub(crate) throttles: Option<Arc<Mutex<Throttles>>>,
     pub(crate) sinks: Arc<[Arc<dyn EventSink>]>,
     pub(crate) journal: Option<Box<dyn Journal>>,
+    pub(crate) instruments: Instruments,
 }
 
 impl Engine {
     pub(crate) fn new(parts: EngineParts) -> Self {
-        let EngineParts { hub, clock, hooks, throttles, sinks, journal } = parts;
+        let EngineParts { hub, clock, hooks, throttles, sinks, journal, instruments } = parts;
         Self {
             hub,
             clock,
@@ -168,7 +171,18 @@ impl Engine {
             delayed: DelayQueue::default(),
             body: Vec::new(),
             metrics: HubMetrics::default(),
+            instruments,
         }
+    }
+
+    /// What is measured beside the counters.
+    pub(crate) fn instruments(&self) -> &Instruments {
+        &self.instruments
+    }
+
+    /// The counters, and what waits for the hub's limits.
+    pub(crate) fn counted(&self) -> HubMetrics {
+        HubMetrics { waiting: self.delayed.len() as u64, ..self.metrics }
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -263,6 +277,7 @@ impl Engine {
                 self.publish(now, device, EventKind::Deleted { twin: &twin });
             }
             if let Some((device, tags, desired, replaced)) = written {
+                self.metrics.twin_writes += 1;
                 let version = self.hub.twin(device).desired_version;
                 self.publish(now, device, EventKind::TwinWritten { tags, desired, version, replaced });
             }
@@ -346,6 +361,7 @@ impl Engine {
             Admission::At(_) => self.metrics.delayed += 1,
             Admission::Reject { .. } => self.metrics.throttled += 1,
         }
+        self.instruments.admission(operation, admission);
         admission
     }
 
@@ -696,6 +712,7 @@ impl Engine {
             }
             Output::TwinAnswer { device, status, deliver: true } => {
                 if let Context::Request { rid } = *context {
+                    self.metrics.twin_reads += 1;
                     self.body.clear();
                     self.hub.write_device_twin(device, &mut self.body);
                     let answer = Down::TwinAnswer { rid, status, version: None, body: &self.body };
@@ -708,10 +725,12 @@ impl Engine {
                     let mut accepted = Some(version);
                     match error {
                         Some(error) => {
+                            self.metrics.reports_refused += 1;
                             accepted = None;
                             error.write_device_body(rid, now.wall, &mut self.body);
                         }
                         None => {
+                            self.metrics.reports += 1;
                             self.hooks.reported(now, self.hub.id(device), version, patch);
                             self.publish(now, device, EventKind::Reported { version, patch });
                         }
@@ -723,6 +742,7 @@ impl Engine {
                 }
             }
             Output::Desired { device, version, patch } => {
+                self.metrics.desired += 1;
                 outlet.desired(device, self.hub.id(device), version, &patch);
                 // What the back end itself writes is told where it is written.
                 if let (false, Context::Nothing | Context::Report { .. }) = (self.sinks.is_empty(), &*context)
@@ -733,16 +753,19 @@ impl Engine {
                 }
             }
             Output::Method { device, call, name, payload } => {
+                self.metrics.methods += 1;
                 let rid = call.to_string();
                 let message = Down::Method { name: Cow::Borrowed(&name), rid: &rid, body: &payload };
                 outlet.down(device, self.hub.id(device), &message, None);
             }
             Output::C2d { device, delivery, message } => {
+                self.metrics.c2d += 1;
                 let message = Down::CloudToDevice { properties: &message.properties, body: &message.body };
                 outlet.down(device, self.hub.id(device), &message, Some(delivery));
             }
             Output::MethodResult { tag, result } => self.method_result(now, tag, result),
             Output::Telemetry { device } => {
+                self.metrics.telemetry += 1;
                 if let Context::Telemetry { properties, body } = *context {
                     let message = Telemetry { device: self.hub.id(device), properties, body };
                     self.hooks.telemetry(now, message, &mut self.replies);
@@ -755,6 +778,7 @@ impl Engine {
                 }
             }
             Output::Feedback { device, message, status, at } => {
+                self.metrics.feedback += 1;
                 self.publish(now, device, EventKind::Feedback { message: &message, status, at });
             }
             Output::TwinAnswer { deliver: false, .. } => {}
@@ -762,6 +786,10 @@ impl Engine {
     }
 
     fn method_result(&mut self, now: Now, tag: u64, result: Result<MethodAnswer, Box<HubError>>) {
+        match result {
+            Ok(_) => self.metrics.methods_answered += 1,
+            Err(_) => self.metrics.methods_failed += 1,
+        }
         match self.calls.remove(&tag) {
             Some(Caller::Operator(answer)) => self.answer(answer, result),
             Some(Caller::Job(outcome)) => self.hold(Box::new(move || outcome(result))),

@@ -5,6 +5,7 @@
 //! * [`plain::PlainHub`] is the same hub core on a plain MQTT broker, an embedded rumqttd or any other.
 //! * [`blob::BlobServer`] serves firmware over HTTP.
 
+pub mod admin;
 mod amqp;
 mod auth;
 pub mod blob;
@@ -17,6 +18,7 @@ mod dps;
 mod engine;
 mod enrol;
 pub mod events;
+pub mod exposition;
 mod front;
 mod hooks;
 mod inbox;

@@ -27,6 +27,18 @@ metrics! {
     accepted,
     /// Connections that were refused.
     refused,
+    /// Of these: the client id is none.
+    refused_client_id,
+    /// Of these: the user name does not fit, or is missing.
+    refused_user_name,
+    /// Of these: the token or the certificate is no good.
+    refused_credentials,
+    /// Of these: there is no such device or module.
+    refused_unknown,
+    /// Of these: the device is disabled.
+    refused_disabled,
+    /// Of these: the hub's limit of new connections is used up.
+    refused_throttled,
     /// Connections that were closed because of what they sent.
     faulty,
     /// Connections that were closed because nothing came in time, or their token ended.
@@ -47,6 +59,32 @@ metrics! {
     delayed,
     /// Operations that were refused because of the hub's limits.
     throttled,
+    /// Device-to-cloud messages that were accepted.
+    telemetry,
+    /// Twins that devices have read.
+    twin_reads,
+    /// Reports that were accepted.
+    reports,
+    /// Reports that were refused.
+    reports_refused,
+    /// Twins that the back end has written.
+    twin_writes,
+    /// Changes of desired properties that were sent to a device.
+    desired,
+    /// Direct methods that were sent to a device.
+    methods,
+    /// Direct methods that a device has answered.
+    methods_answered,
+    /// Direct methods that ended without an answer.
+    methods_failed,
+    /// C2D messages that were sent to a device, repetitions included.
+    c2d,
+    /// Feedback about C2D messages.
+    feedback,
+    /// Operations that wait for the hub's limits now.
+    waiting,
+    /// Commands that wait for a shard now.
+    inbox,
     /// Bytes that sessions hold for partial packets and unsent answers.
     buffered,
 }

@@ -133,7 +133,9 @@ impl Shard {
                     break;
                 }
             }
+            let began = std::time::Instant::now();
             self.turn(&events);
+            self.engine.instruments().turn(began.elapsed());
         }
         self.drop_connections();
         self.engine.commit();
@@ -515,7 +517,8 @@ impl Shard {
         match command {
             Command::Stop => self.stopping = true,
             Command::Metrics { answer } => {
-                let mut metrics = self.engine.metrics;
+                let mut metrics = self.engine.counted();
+                metrics.inbox = self.inbox.len() as u64;
                 metrics.connections = self.sessions.open;
                 metrics.accepted = self.sessions.accepted;
                 metrics.packets_out = self.sessions.sending.packets;

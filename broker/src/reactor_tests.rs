@@ -62,6 +62,7 @@ impl World {
             throttles: None,
             sinks: Arc::default(),
             journal: None,
+            instruments: crate::exposition::Instruments::new(),
         });
         for id in ["d0", "d1", "d2"] {
             engine.create(id, DeviceSpec::default()).unwrap();

@@ -12,6 +12,7 @@ use mio::{Poll, Waker};
 use rustls::ServerConfig;
 
 use crate::Assign;
+use crate::admin::Health;
 use crate::amqp::{AmqpService, Readers, Shared};
 use crate::auth::Gate;
 use crate::clock::Clock;
@@ -19,6 +20,7 @@ use crate::control::{HubControl, Shard as ShardHandle};
 use crate::dps::{Dps, DpsSettings, Provisioning};
 use crate::engine::{Engine, EngineParts};
 use crate::events::{CloudEvents, EventOptions, EventSink};
+use crate::exposition::Instruments;
 use crate::front::{Bound, Front, Service};
 use crate::hooks::Hooks;
 use crate::inbox::{Inbox, Message};
@@ -225,6 +227,7 @@ impl HubServerBuilder {
             group_key: self.group_key.clone(),
             authorities: Authorities::from_pem(self.device_cas.iter().map(String::as_str))?,
         });
+        let instruments = Instruments::new();
         let mut polls = Vec::with_capacity(self.shards);
         let mut inboxes = Vec::with_capacity(self.shards);
         for _ in 0..self.shards {
@@ -242,6 +245,7 @@ impl HubServerBuilder {
             self.clock.clone(),
             self.group_key,
             throttles.clone(),
+            instruments.clone(),
         );
         // From here on an early return stops the threads that run.
         let dps = self.dps.take().map(|settings| Dps::new(settings, control.clone()));
@@ -273,6 +277,7 @@ impl HubServerBuilder {
         }
         let server = HubServer {
             control,
+            health: Health::default(),
             https_address,
             amqps_address,
             cloud,
@@ -302,6 +307,7 @@ impl HubServerBuilder {
                 throttles: throttles.clone(),
                 sinks: sinks.clone(),
                 journal: None,
+                instruments: instruments.clone(),
             });
             let shard = Shard::new(Parts {
                 index,
@@ -343,6 +349,7 @@ fn handle(inbox: &Inbox) -> ShardHandle {
 /// A running hub. It stops when it is dropped.
 pub struct HubServer {
     control: HubControl,
+    health: Health,
     connector: MemoryConnector,
     websockets: Option<Bridge>,
     address: Option<SocketAddr>,
@@ -385,6 +392,12 @@ impl HubServer {
     #[must_use]
     pub fn control(&self) -> HubControl {
         self.control.clone()
+    }
+
+    /// How its parts are.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// The way in over the memory transport.

@@ -23,6 +23,7 @@ use crate::Assign;
 use crate::clock::Clock;
 use crate::control::HubControl;
 use crate::engine::{Engine, EngineParts};
+use crate::exposition::Instruments;
 use crate::hooks::Hooks;
 use crate::listen::ListenError;
 use link::{Attached, Heard};
@@ -139,6 +140,7 @@ impl PlainHubBuilder {
         let Attached { link, host, port, ready } = attached;
         let throttles =
             (self.tier != Tier::None).then(|| Arc::new(Mutex::new(Throttles::new(self.tier, self.units))));
+        let instruments = Instruments::new();
         let engine = Engine::new(EngineParts {
             hub: Hub::new(self.options),
             clock: self.clock.clone(),
@@ -146,6 +148,7 @@ impl PlainHubBuilder {
             throttles: throttles.clone(),
             sinks: Arc::default(),
             journal: None,
+            instruments: instruments.clone(),
         });
         let worker = Worker::new(engine, link, heard);
         let thread = std::thread::Builder::new().name("plain-hub".into()).spawn(move || worker.run())?;
@@ -156,6 +159,7 @@ impl PlainHubBuilder {
             self.clock,
             Key::from_bytes(*b"fleetwave-plain-hub"),
             throttles,
+            instruments,
         );
         let hub = PlainHub { control, host, port, thread: Mutex::new(Some(thread)) };
         match ready.recv_timeout(link::ATTACH_WITHIN) {

@@ -119,7 +119,7 @@ impl Worker {
     fn command(&mut self, command: Command) {
         match self.engine.command(command, &mut self.outlet) {
             Some(Command::Metrics { answer }) => {
-                let mut metrics = self.engine.metrics;
+                let mut metrics = self.engine.counted();
                 metrics.connections = self.outlet.present;
                 metrics.packets_out = self.outlet.packets;
                 metrics.bytes_out = self.outlet.bytes;

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fleetwave_protocol::bag;
@@ -129,6 +129,7 @@ impl RestServer {
         {
             return answer;
         }
+        let began = Instant::now();
         let number = self.api.requests.fetch_add(1, Ordering::Relaxed);
         let tracking = format!("{number:016x}");
         let (parts, body) = request.into_parts();
@@ -150,7 +151,10 @@ impl RestServer {
             tracing::debug!(operation = name, tracking, status = %error.status(), ?error, "refused");
             error.reply(&tracking, self.api.control.clock().now().wall)
         });
-        reply.with("x-ms-request-id", tracking).into_response()
+        let response = reply.with("x-ms-request-id", tracking).into_response();
+        let name = if name.is_empty() { "none" } else { name };
+        self.api.control.instruments().request(name, response.status().as_u16(), began.elapsed());
+        response
     }
 
     async fn operation(
