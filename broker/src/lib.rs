@@ -22,6 +22,7 @@ pub mod exposition;
 mod front;
 mod hooks;
 mod inbox;
+mod jobs;
 mod listen;
 pub mod memory;
 mod metrics;

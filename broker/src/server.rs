@@ -24,6 +24,7 @@ use crate::exposition::Instruments;
 use crate::front::{Bound, Front, Service};
 use crate::hooks::Hooks;
 use crate::inbox::{Inbox, Message};
+use crate::jobs::Jobs;
 use crate::listen::{ListenError, Port};
 use crate::memory::MemoryConnector;
 use crate::policy::{HostNames, Policies, Policy};
@@ -269,7 +270,8 @@ impl HubServerBuilder {
         let connector = MemoryConnector::new(shards.clone(), self.assign.clone());
         let mut websockets = None;
         if let Some((bound, tls)) = https {
-            let api = Arc::new(Api::new(control.clone(), policies, dps.clone()));
+            let api =
+                Arc::new(Api::new(control.clone(), policies, Arc::new(Jobs::new(self.tier)), dps.clone()));
             let bridge = Bridge::new(&connector).map_err(StartError::Shard)?;
             websockets = Some(bridge.clone());
             let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge)] };

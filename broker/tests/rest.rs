@@ -2,6 +2,7 @@
 
 mod rest {
     mod client;
+    mod jobs;
     mod provisioning;
     mod statistics;
 }

@@ -11,6 +11,7 @@ mod reply;
 mod router;
 mod server;
 
+mod jobs;
 mod provisioning;
 mod statistics;
 
@@ -26,6 +27,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::HubControl;
 use crate::dps::Dps;
+use crate::jobs::Jobs;
 use crate::policy::Policies;
 
 /// What all operations share.
@@ -34,6 +36,8 @@ pub(crate) struct Api {
     pub(crate) control: HubControl,
     /// Who may do what.
     pub(crate) policies: Arc<Policies>,
+    /// Scheduled jobs.
+    pub(crate) jobs: Arc<Jobs>,
     /// The provisioning service, if there is one.
     pub(crate) dps: Option<Arc<Dps>>,
     /// Numbers requests, for tracking ids.
@@ -41,7 +45,12 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(control: HubControl, policies: Arc<Policies>, dps: Option<Arc<Dps>>) -> Self {
-        Self { control, policies, dps, requests: AtomicU64::new(0) }
+    pub(crate) fn new(
+        control: HubControl,
+        policies: Arc<Policies>,
+        jobs: Arc<Jobs>,
+        dps: Option<Arc<Dps>>,
+    ) -> Self {
+        Self { control, policies, jobs, dps, requests: AtomicU64::new(0) }
     }
 }

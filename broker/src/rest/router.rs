@@ -7,7 +7,7 @@ use fleetwave_hub_core::throttle;
 use fleetwave_protocol::bag;
 use hyper::Method;
 
-use super::{ApiError, Call, Reply, provisioning, statistics};
+use super::{ApiError, Call, Reply, jobs, provisioning, statistics};
 use crate::policy::Rights;
 
 /// What an operation gives, when it is done.
@@ -78,8 +78,11 @@ impl Verb {
 }
 
 /// All tables.
-pub(crate) const TABLES: &[(&str, &[Operation])] =
-    &[("Statistics", statistics::OPERATIONS), ("Device provisioning", provisioning::OPERATIONS)];
+pub(crate) const TABLES: &[(&str, &[Operation])] = &[
+    ("Jobs", jobs::OPERATIONS),
+    ("Statistics", statistics::OPERATIONS),
+    ("Device provisioning", provisioning::OPERATIONS),
+];
 
 /// What became of the search for an operation.
 pub(crate) enum Found {

@@ -241,22 +241,48 @@ impl Hub {
             if looked_at >= limits.twins {
                 return Page { rows, next: Some(ix) };
             }
-            let scope = self.scope(ix, device);
-            let selected = if query.filters_individually() {
-                query.matches(&scope)
-            } else {
-                *known.entry(self.alike(device)).or_insert_with(|| query.matches(&scope))
-            };
-            if !selected {
+            if !self.selects(query, ix, device, &mut known) {
                 continue;
             }
             if rows >= limits.rows {
                 return Page { rows, next: Some(ix) };
             }
-            query.write_row(&scope, out);
+            query.write_row(&self.scope(ix, device), out);
             rows += 1;
         }
         Page { rows, next: None }
+    }
+
+    /// The devices or modules that a query selects, among as many as `twins` from one on, and where to go on.
+    #[must_use]
+    pub fn select(&self, query: &Query, from: DeviceIx, twins: usize) -> (Vec<DeviceIx>, Option<DeviceIx>) {
+        let mut known: FxHashMap<Alike, bool> = FxHashMap::default();
+        let mut found = Vec::new();
+        for (looked_at, (ix, device)) in self.collection(query.collection(), from).enumerate() {
+            if looked_at >= twins {
+                return (found, Some(ix));
+            }
+            if self.selects(query, ix, device, &mut known) {
+                found.push(ix);
+            }
+        }
+        (found, None)
+    }
+
+    /// Whether a query selects a twin; `known` spares equal twins the work.
+    fn selects(
+        &self,
+        query: &Query,
+        ix: DeviceIx,
+        device: &Device,
+        known: &mut FxHashMap<Alike, bool>,
+    ) -> bool {
+        let matches = || query.matches(&self.scope(ix, device));
+        if query.filters_individually() {
+            matches()
+        } else {
+            *known.entry(self.alike(device)).or_insert_with(matches)
+        }
     }
 
     /// What a query with aggregates makes of this shard's twins.
@@ -291,13 +317,7 @@ impl Hub {
         let mut known: FxHashMap<Alike, bool> = FxHashMap::default();
         let mut count = 0;
         for (ix, device) in self.collection(query.collection(), DeviceIx(0)) {
-            let selects = || query.matches(&self.scope(ix, device));
-            let selected = if query.filters_individually() {
-                selects()
-            } else {
-                *known.entry(self.alike(device)).or_insert_with(selects)
-            };
-            count += u64::from(selected);
+            count += u64::from(self.selects(query, ix, device, &mut known));
         }
         count
     }

@@ -1,0 +1,108 @@
+//! Scheduled jobs: twin updates and direct methods for all devices that a condition selects.
+//!
+//! A [`Job`] is a record that knows no clock; [`run`] walks it through its devices on the hub's tokio thread. Source:
+//! "Schedule jobs on multiple devices" and "Query jobs" in MicrosoftDocs/azure-docs, `articles/iot-hub`.
+
+mod job;
+mod request;
+mod run;
+
+pub(crate) use job::{Job, Outcome, Status};
+pub(crate) use request::JobRequest;
+pub(crate) use run::run;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use fleetwave_hub_core::query::{JsonRow, Query};
+use fleetwave_hub_core::throttle::Tier;
+use fleetwave_hub_core::{ErrorCode, HubError};
+use fleetwave_protocol::WallTime;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+/// Jobs that are kept; the oldest that have ended make room.
+const MOST: usize = 1000;
+
+/// A hub's jobs.
+pub(crate) struct Jobs {
+    jobs: Mutex<BTreeMap<String, Job>>,
+    /// Running at once, as many as the tier lets.
+    places: Arc<Semaphore>,
+}
+
+fn error(code: ErrorCode, message: String) -> HubError {
+    HubError { code, message: message.into() }
+}
+
+impl Jobs {
+    pub(crate) fn new(tier: Tier) -> Self {
+        let places = match tier {
+            Tier::S1 | Tier::S2 => 1,
+            Tier::S3 => 10,
+            Tier::None => 100,
+        };
+        Self { jobs: Mutex::default(), places: Arc::new(Semaphore::new(places)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Job>> {
+        self.jobs.lock().expect("nothing panics under this lock")
+    }
+
+    /// Takes a job up; the caller runs it.
+    pub(crate) fn add(&self, id: &str, request: JobRequest, now: WallTime) -> Result<Value, HubError> {
+        let mut jobs = self.lock();
+        if jobs.contains_key(id) {
+            return Err(error(ErrorCode::JobAlreadyExists, format!("there is a job {id:?}")));
+        }
+        if jobs.len() >= MOST {
+            let oldest = jobs.values().filter(|job| job.status.has_ended()).min_by_key(|job| job.created);
+            let Some(oldest) = oldest.map(|job| job.id.clone()) else {
+                return Err(error(ErrorCode::JobQuotaExceeded, format!("{MOST} jobs wait or run")));
+            };
+            jobs.remove(&oldest);
+        }
+        let job = Job::new(id, request, now);
+        let written = job.write();
+        jobs.insert(id.to_owned(), job);
+        Ok(written)
+    }
+
+    /// Reads or changes a job.
+    pub(crate) fn with<T>(&self, id: &str, what: impl FnOnce(&mut Job) -> T) -> Result<T, HubError> {
+        let mut jobs = self.lock();
+        let job = jobs.get_mut(id);
+        job.map(what).ok_or_else(|| error(ErrorCode::JobNotFound, format!("no job {id:?} in this hub")))
+    }
+
+    /// A page of the jobs of a type and status, and where the next begins.
+    pub(crate) fn list(
+        &self,
+        kind: Option<&str>,
+        status: Option<&str>,
+        after: Option<&str>,
+        max: usize,
+    ) -> (Vec<Value>, Option<String>) {
+        let jobs = self.lock();
+        let is = |wanted: Option<&str>, actual: &str| {
+            wanted.is_none_or(|wanted| wanted.is_empty() || wanted.eq_ignore_ascii_case(actual))
+        };
+        let mut rest = jobs
+            .values()
+            .filter(|job| after.is_none_or(|after| job.id.as_str() > after))
+            .filter(|job| is(kind, job.request.kind()) && is(status, job.status.name()))
+            .peekable();
+        let page: Vec<&Job> = rest.by_ref().take(max).collect();
+        let next = rest.peek().and_then(|_| page.last().map(|job| job.id.clone()));
+        (page.into_iter().map(Job::write).collect(), next)
+    }
+
+    /// Rows of `devices.jobs` that a query selects: as many as `max` after `skip` of them, and whether there are more.
+    pub(crate) fn query(&self, query: &Query, skip: usize, max: usize) -> (Vec<Value>, bool) {
+        let jobs = self.lock();
+        let mut rows =
+            jobs.values().flat_map(Job::rows).filter(|row| query.matches(&JsonRow(row))).skip(skip);
+        let page = rows.by_ref().take(max).collect();
+        (page, rows.next().is_some())
+    }
+}
