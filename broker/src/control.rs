@@ -331,16 +331,21 @@ impl HubControl {
 
     /// Runs `job` on the thread of the shard that has, or would have, the device or module `id`, and waits for
     /// what it gives. The answer comes once all that the job did is durable. The job holds the shard up: it should
-    /// take microseconds.
+    /// take microseconds. It is on its way when this returns, so that jobs for one id run in the order of the calls.
     ///
     /// # Errors
     /// If the hub has stopped.
-    pub async fn with_device<T: Send + 'static>(
+    pub fn with_device<T, F>(
         &self,
         id: &str,
-        job: impl FnOnce(&mut ShardView<'_>) -> T + Send + 'static,
-    ) -> Result<T, ControlError> {
-        self.run(self.shard_of(id), job)?.await.map_err(|_| ControlError::Stopped)
+        job: F,
+    ) -> impl Future<Output = Result<T, ControlError>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut ShardView<'_>) -> T + Send + 'static,
+    {
+        let answered = self.run(self.shard_of(id), job);
+        async move { answered?.await.map_err(|_| ControlError::Stopped) }
     }
 
     /// Runs a job on each shard's thread, on all at once; what they give comes in the order of the shards.

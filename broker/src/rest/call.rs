@@ -3,12 +3,34 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fleetwave_hub_core::ErrorCode;
 use fleetwave_protocol::bag;
 use hyper::HeaderMap;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 
 use super::{Api, ApiError};
 use crate::tls::PeerIdentity;
+
+/// `If-Match`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// It is not there: where things are created and changed alike, that means to create.
+    None,
+    /// `*`.
+    Exists,
+    /// This etag, without quotes.
+    Is(String),
+}
+
+impl Condition {
+    /// The etag that must be current, if there is one.
+    pub(crate) fn etag(&self) -> Option<&str> {
+        match self {
+            Self::Is(etag) => Some(etag),
+            Self::None | Self::Exists => None,
+        }
+    }
+}
 
 /// One request for an operation.
 pub(crate) struct Call {
@@ -33,9 +55,21 @@ impl Call {
         self.params.get(place).map_or("", String::as_str)
     }
 
-    /// The client id `{device}/{module}` of a path with both.
-    pub(crate) fn module_id(&self) -> String {
-        format!("{}/{}", self.param(0), self.param(1))
+    /// Whom the path is about: the id of a device, or `{device}/{module}` for a path with both.
+    ///
+    /// # Errors
+    /// 400 for ids with a slash in them, which would be somebody else's.
+    pub(crate) fn target(&self) -> Result<String, ApiError> {
+        if let Some(id) = self.params.iter().take(2).find(|id| id.contains('/')) {
+            return Err(ApiError::new(
+                ErrorCode::ArgumentInvalid,
+                format!("{id:?} is no id: it has a slash"),
+            ));
+        }
+        Ok(match self.params.as_slice() {
+            [device, module, ..] => format!("{device}/{module}"),
+            _ => self.param(0).to_owned(),
+        })
     }
 
     /// A parameter of the query, decoded.
@@ -43,21 +77,46 @@ impl Call {
         bag::members(&self.query).flatten().find_map(|(key, value)| (key == name).then(|| value.into_owned()))
     }
 
+    /// How many items the client wants, at most `most`.
+    ///
+    /// # Errors
+    /// 400 for anything else.
+    pub(crate) fn top(&self, most: usize) -> Result<usize, ApiError> {
+        let Some(text) = self.query_param("top") else { return Ok(most) };
+        match text.parse() {
+            Ok(top) if (1..=most).contains(&top) => Ok(top),
+            _ => Err(ApiError::new(
+                ErrorCode::ArgumentInvalid,
+                format!("top is {text:?}, a number from 1 to {most} was expected"),
+            )),
+        }
+    }
+
     /// A header's text.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// What the client asks of the etag.
+    pub(crate) fn condition(&self) -> Condition {
+        let given = self.header("if-match").map(|etag| etag.trim().trim_matches('"'));
+        match given.filter(|etag| !etag.is_empty()) {
+            None => Condition::None,
+            Some("*") => Condition::Exists,
+            Some(etag) => Condition::Is(etag.to_owned()),
+        }
+    }
+
     /// The etag that must be current, without quotes; `None` when the client forces it or asks for nothing.
-    pub(crate) fn if_match(&self) -> Option<&str> {
-        self.header("if-match").map(|etag| etag.trim().trim_matches('"')).filter(|etag| *etag != "*")
+    pub(crate) fn if_match(&self) -> Option<String> {
+        self.condition().etag().map(str::to_owned)
     }
 
     /// The body as JSON of a certain shape.
     ///
     /// # Errors
     /// 400 with what was wrong and where.
-    pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+    pub(crate) fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ApiError> {
         serde_json::from_slice(&self.body).map_err(|error| ApiError::bad_json(&error))
     }
 }

@@ -11,9 +11,16 @@ mod reply;
 mod router;
 mod server;
 
+mod bulk;
+mod devices;
+mod identity;
 mod jobs;
+mod methods;
+mod modules;
 mod provisioning;
 mod statistics;
+mod twins;
+mod unmodelled;
 
 pub(crate) use call::Call;
 pub use coverage::coverage;

@@ -7,7 +7,7 @@ use fleetwave_hub_core::throttle;
 use fleetwave_protocol::bag;
 use hyper::Method;
 
-use super::{ApiError, Call, Reply, jobs, provisioning, statistics};
+use super::{ApiError, Call, Reply};
 use crate::policy::Rights;
 
 /// What an operation gives, when it is done.
@@ -55,6 +55,52 @@ pub(crate) struct Operation {
     pub(crate) handler: Handler,
 }
 
+/// A [`Handler`] of an async function.
+macro_rules! does {
+    ($handler:path) => {
+        $crate::rest::router::Handler::Does(|call| Box::pin($handler(call)))
+    };
+}
+pub(super) use does;
+
+impl Operation {
+    /// An operation that counts against no limit.
+    pub(super) const fn new(
+        name: &'static str,
+        method: Verb,
+        path: &'static str,
+        rights: Rights,
+        handler: Handler,
+    ) -> Self {
+        let access = Access::Policy(rights);
+        Self { name, method, path, access, limit: None, sdk: "", test: "", short: "", handler }
+    }
+
+    /// The limit that it counts against.
+    pub(super) const fn limited(mut self, limit: throttle::Operation) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// The SDK calls that use it.
+    pub(super) const fn sdk(mut self, sdk: &'static str) -> Self {
+        self.sdk = sdk;
+        self
+    }
+
+    /// The test that shows it.
+    pub(super) const fn test(mut self, test: &'static str) -> Self {
+        self.test = test;
+        self
+    }
+
+    /// What of it is not modelled.
+    pub(super) const fn short(mut self, short: &'static str) -> Self {
+        self.short = short;
+        self
+    }
+}
+
 /// HTTP methods, for tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
@@ -79,9 +125,15 @@ impl Verb {
 
 /// All tables.
 pub(crate) const TABLES: &[(&str, &[Operation])] = &[
-    ("Jobs", jobs::OPERATIONS),
-    ("Statistics", statistics::OPERATIONS),
-    ("Device provisioning", provisioning::OPERATIONS),
+    ("Devices", super::devices::OPERATIONS),
+    ("Many devices", super::bulk::OPERATIONS),
+    ("Modules", super::modules::OPERATIONS),
+    ("Twins", super::twins::OPERATIONS),
+    ("Direct methods", super::methods::OPERATIONS),
+    ("Jobs", super::jobs::OPERATIONS),
+    ("Statistics", super::statistics::OPERATIONS),
+    ("Device provisioning", super::provisioning::OPERATIONS),
+    ("Not modelled", super::unmodelled::OPERATIONS),
 ];
 
 /// What became of the search for an operation.

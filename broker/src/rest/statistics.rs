@@ -1,6 +1,6 @@
 //! How many devices there are, and how many are connected.
 
-use fleetwave_hub_core::throttle;
+use fleetwave_hub_core::{Statistics, throttle};
 use serde_json::json;
 
 use super::router::{Handler, Outcome, Verb};
@@ -32,33 +32,25 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
 ];
 
-/// Total, enabled, connected.
-async fn count(call: &Call) -> Result<[u64; 3], ApiError> {
-    let counts = call
-        .api
-        .control
-        .with_all(|shard| {
-            let hub = shard.hub();
-            hub.devices().map(|device| hub.twin(device)).fold([0; 3], |[total, enabled, connected], twin| {
-                [total + 1, enabled + u64::from(twin.enabled), connected + u64::from(twin.connected)]
-            })
-        })
-        .await?;
-    Ok(counts
-        .into_iter()
-        .fold([0; 3], |sum, shard| [sum[0] + shard[0], sum[1] + shard[1], sum[2] + shard[2]]))
+async fn count(call: &Call) -> Result<Statistics, ApiError> {
+    let counts = call.api.control.with_all(|shard| shard.hub().statistics()).await?;
+    Ok(counts.into_iter().fold(Statistics::default(), |sum, shard| Statistics {
+        total: sum.total + shard.total,
+        enabled: sum.enabled + shard.enabled,
+        disabled: sum.disabled + shard.disabled,
+        connected: sum.connected + shard.connected,
+    }))
 }
 
 async fn devices(call: Call) -> Result<Reply, ApiError> {
-    let [total, enabled, _] = count(&call).await?;
+    let Statistics { total, enabled, disabled, .. } = count(&call).await?;
     Ok(Reply::ok(&json!({
         "totalDeviceCount": total,
         "enabledDeviceCount": enabled,
-        "disabledDeviceCount": total - enabled,
+        "disabledDeviceCount": disabled,
     })))
 }
 
 async fn service(call: Call) -> Result<Reply, ApiError> {
-    let [_, _, connected] = count(&call).await?;
-    Ok(Reply::ok(&json!({ "connectedDeviceCount": connected })))
+    Ok(Reply::ok(&json!({ "connectedDeviceCount": count(&call).await?.connected })))
 }

@@ -28,3 +28,11 @@ fn who_may_not_is_told_so_and_what_is_not_there_has_a_name() {
     rig.get("/no/such/thing").refused(501, "NotModelled");
     rig.ask(Method::POST, path, None).refused(501, "NotModelled");
 }
+
+#[test]
+fn what_the_hub_lacks_is_refused_by_name() {
+    let rig = Rig::new();
+    let got = rig.ask(Method::POST, "/jobs/create?api-version=2021-04-12", Some(json!({ "type": "import" })));
+    got.refused(501, "NotModelled");
+    assert!(got.json()["Message"].as_str().unwrap().contains("import and export jobs"), "{got:?}");
+}
