@@ -20,6 +20,9 @@ mod enrol;
 pub mod events;
 pub mod exposition;
 mod front;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod hooks;
 mod inbox;
 mod jobs;
