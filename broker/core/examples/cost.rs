@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use fleetwave_hub_core::query::Query;
+use fleetwave_hub_core::query::{PageLimits, Query};
 use fleetwave_hub_core::{
     Configuration, ConfigurationSpec, DeviceIx, DeviceSpec, Hub, Input, Options, Output, Patch, Topics,
 };
@@ -68,7 +68,51 @@ fn main() {
     let query = query.expect("a good query");
     let found = time("count by a query", count, || hub.count_where(&query));
     assert_eq!(found, u64::from(count));
+    queries(&hub, count);
+    out = Vec::new();
+    let start = Clock::now();
+    put(
+        &mut hub,
+        "tenth",
+        "tags.ring = 1 AND properties.reported.firmware.running.id = 'fw-2'",
+        200,
+        &mut out,
+    );
+    let seconds = start.elapsed().as_secs_f64();
+    let patches = out.iter().filter(|o| matches!(o, Output::Desired { .. })).count();
+    println!("{seconds:>12.3} s: one configuration put over all twins, {patches} of them match");
+    out = Vec::new();
+    time("report of a value of its own that none of 100 configurations mentions", count, || {
+        for (number, &device) in devices.iter().enumerate() {
+            let patch = format!(r#"{{"uptime":{number}}}"#);
+            let patch = Patch::Json(patch.as_bytes());
+            hub.handle(Now::default(), Input::Report { device, base: None, patch }, &mut out);
+            assert!(matches!(out.last(), Some(Output::ReportAnswer { status: 204, .. })));
+            out.clear();
+        }
+    });
     println!("{:>12.1} bytes a device, ids included", hub.device_heap() as f64 / f64::from(count));
+}
+
+fn queries(hub: &Hub, count: u32) {
+    let all = PageLimits { rows: usize::MAX, twins: usize::MAX };
+    for text in [
+        "SELECT tags.ring, COUNT() AS n FROM devices GROUP BY tags.ring",
+        "SELECT connectionState, COUNT() AS n FROM devices GROUP BY connectionState",
+    ] {
+        let query = Query::parse(text).expect("a good query");
+        let mut out = Vec::new();
+        time(text, count, || query.write_rows(hub.query_partial(&query), &mut out));
+    }
+    for text in [
+        "SELECT deviceId FROM devices WHERE tags.ring = 3",
+        "SELECT deviceId FROM devices WHERE deviceId = 'dev-0000003'",
+        "SELECT deviceId FROM devices WHERE tags.ring = 1",
+    ] {
+        let query = Query::parse(text).expect("a good query");
+        let mut out = Vec::new();
+        time(text, count, || hub.query_page(&query, DeviceIx::from_index(0), all, &mut out));
+    }
 }
 
 fn put(hub: &mut Hub, id: &str, condition: &str, priority: u32, out: &mut Vec<Output>) {

@@ -363,8 +363,9 @@ impl Store {
     fn compute(&mut self, from: PatternId, patch: PatchId, configurations: &ConfigurationSet) -> Transition {
         let old = self.patterns.get(from.0);
         let old_tree = &self.docs.get(old.doc.0).tree;
-        let (tree, origins) = old_tree.merge(&self.patches.get(patch.0).patch.tree);
-        let affected = configurations.affected(old_tree, &tree);
+        let patch = &self.patches.get(patch.0).patch.tree;
+        let (tree, origins) = old_tree.merge(patch);
+        let affected = configurations.affected(old_tree, &tree, patch);
         let mut renumbered = vec![None; old.count as usize];
         let mut fresh = None;
         let mut map = Vec::new();

@@ -9,7 +9,7 @@ use super::{Configuration, ConfigurationEtag, ConfigurationView, MAX_CONFIGURATI
 use crate::error::{ErrorCode, HubError};
 use crate::identity::is_forced;
 use crate::limits::Section;
-use crate::tree::Tree;
+use crate::tree::{self, ROOT, Tree};
 
 /// A set of the configurations of a shard, by slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -278,10 +278,12 @@ impl ConfigurationSet {
         (self.individual, self.modules, self.edge, self.mentions) = (individual, modules, edge, mentions);
     }
 
-    /// The configurations whose condition mentions a reported property that differs between two documents.
-    pub(crate) fn affected(&self, from: &Tree, to: &Tree) -> Active {
+    /// The configurations whose condition mentions a reported property that `patch` changed from one document to
+    /// another. What the patch does not name is not looked for: a report costs little with many other mentions.
+    pub(crate) fn affected(&self, from: &Tree, to: &Tree, patch: &Tree) -> Active {
         let differs = |path: &Path| {
-            from.find(path).map(|node| from.value(node)) != to.find(path).map(|node| to.value(node))
+            touches(patch, path)
+                && from.find(path).map(|node| from.value(node)) != to.find(path).map(|node| to.value(node))
         };
         self.mentions
             .iter()
@@ -341,6 +343,19 @@ impl Part {
     }
 }
 
+/// Whether a patch may change what stands at a path: it names all of it, or replaces something above.
+fn touches(patch: &Tree, path: &[Box<str>]) -> bool {
+    let mut node = ROOT;
+    for key in path {
+        if patch.kind(node) != tree::Kind::Object {
+            return true;
+        }
+        let Some(member) = patch.member(node, key) else { return false };
+        node = member;
+    }
+    true
+}
+
 /// Those contents, given in rising order, that own a path which no later one takes from them.
 fn visible(contents: &[(Active, &Content)]) -> Active {
     let mut taken: Vec<&Path> = Vec::new();
@@ -353,4 +368,26 @@ fn visible(contents: &[(Active, &Content)]) -> Active {
         taken.extend(paths);
     }
     visible
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_touches_what_it_names_and_what_is_below_what_it_replaces() {
+        for (patch, path, touched) in [
+            (r#"{"a":1}"#, "a", true),
+            (r#"{"a":1}"#, "a.b", true),
+            (r#"{"a":null}"#, "a.b.c", true),
+            (r#"{"a":{"b":1}}"#, "a", true),
+            (r#"{"a":{"b":1}}"#, "a.b", true),
+            (r#"{"a":{"b":1}}"#, "a.c", false),
+            (r#"{"a":{"b":1}}"#, "b", false),
+            ("{}", "a", false),
+        ] {
+            let path: Vec<Box<str>> = path.split('.').map(Box::from).collect();
+            assert_eq!(touches(&Tree::parse(patch.as_bytes()).unwrap(), &path), touched, "{patch} {path:?}");
+        }
+    }
 }

@@ -27,7 +27,9 @@ impl Scope for Twin {
         match (path.root, self.tree(path)) {
             (_, Some((tree, node))) => Value::of(tree, node),
             (Root::DeviceId, _) => Value::Text("dev-7".into()),
-            (Root::Configurations, _) if &*path.keys[0] == "fw-2" => Value::Text("Applied".into()),
+            (Root::Configurations, _) if path.keys.first().is_some_and(|id| **id == *"fw-2") => {
+                Value::Text("Applied".into())
+            }
             _ => Value::Undefined,
         }
     }
