@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use fleetwave_hub_core::throttle::{Admission, Operation, Throttles};
 use fleetwave_hub_core::{
-    C2dMessage, DesiredPatch, DeviceIx, DeviceSpec, Done, ErrorCode, Hub, HubError, Input, MethodAnswer,
-    Output, Patch, Topics,
+    Authentication, C2dMessage, DesiredPatch, DeviceIx, DeviceSpec, Done, ErrorCode, Hub, HubError, Input,
+    MethodAnswer, Output, Patch, Topics,
 };
 use fleetwave_protocol::{Down, Instant, Now, Up};
 use rustc_hash::FxHashMap;
@@ -230,7 +230,20 @@ impl Engine {
         if self.sinks.is_empty() {
             return;
         }
-        let event = HubEvent { id: self.hub.id(device), generation: "", kind };
+        let mut event =
+            HubEvent { id: self.hub.id(device), generation: "", authentication: "sas", model: None, kind };
+        let generation;
+        if self.hub.exists(device) {
+            let identity = self.hub.identity(device);
+            generation = identity.generation_id.to_string();
+            event.generation = &generation;
+            event.model = identity.model_id;
+            if let Authentication::SelfSigned { .. } | Authentication::CertificateAuthority =
+                identity.authentication
+            {
+                event.authentication = "x509Certificate";
+            }
+        }
         for sink in self.sinks.iter() {
             sink.event(now, &event);
         }

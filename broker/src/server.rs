@@ -10,6 +10,7 @@ use fleetwave_hub_core::{Hub, Options};
 use fleetwave_protocol::sas::Key;
 use mio::{Poll, Waker};
 use rustls::ServerConfig;
+use tokio::sync::watch;
 
 use crate::Assign;
 use crate::admin::Health;
@@ -51,6 +52,9 @@ pub enum StartError {
     #[error("the hub could not start a shard: {0}")]
     Shard(#[source] io::Error),
 }
+
+/// Where AMQP over TLS is, by its registration.
+const AMQPS_PORT: u16 = 5671;
 
 /// Makes the hooks of each shard, by its number.
 pub(crate) type MakeHooks = Box<dyn FnMut(usize) -> Box<dyn Hooks> + Send>;
@@ -218,10 +222,6 @@ impl HubServerBuilder {
             self.amqps.map(|(address, tls)| Bound::bind(address).map(|bound| (bound, tls))).transpose()?;
         let mut event_options = self.event_options;
         event_options.name = event_options.name.or_else(|| first_label(&self.hosts));
-        if amqps.is_none() {
-            // Nobody could read them.
-            event_options.sources.clear();
-        }
         let policies = Arc::new(Policies::new(HostNames::new(self.hosts), self.policies));
         let gate = Arc::new(Gate {
             policies: policies.clone(),
@@ -257,14 +257,20 @@ impl HubServerBuilder {
             self.sinks.push(cloud.clone());
         }
         let mut services: Vec<(Bound, Service)> = Vec::new();
-        if let Some((bound, tls)) = amqps {
-            let shared = Shared {
+        let (stopping, stopped) = watch::channel(false);
+        let amqp = AmqpService {
+            control: control.clone(),
+            shared: Arc::new(Shared {
                 policies: policies.clone(),
                 cloud: cloud.clone(),
                 readers: Arc::new(Readers::default()),
-                port: bound.address().port(),
-            };
-            let amqp = AmqpService { control: control.clone(), shared: Arc::new(shared), tls };
+                port: amqps_address.map_or(AMQPS_PORT, |address| address.port()),
+            }),
+            tls: amqps.as_ref().and_then(|(_, tls)| tls.clone()),
+            stopping: stopped,
+        };
+        if let Some((bound, _)) = amqps {
+            let amqp = amqp.clone();
             services.push((bound, Box::new(|listener, stop| Box::pin(amqp.serve(listener, stop)))));
         }
         let connector = MemoryConnector::new(shards.clone(), self.assign.clone());
@@ -274,7 +280,7 @@ impl HubServerBuilder {
                 Arc::new(Api::new(control.clone(), policies, Arc::new(Jobs::new(self.tier)), dps.clone()));
             let bridge = Bridge::new(&connector).map_err(StartError::Shard)?;
             websockets = Some(bridge.clone());
-            let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge)] };
+            let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge), Arc::new(amqp)] };
             services.push((bound, Box::new(|listener, stop| Box::pin(rest.serve(listener, stop)))));
         }
         let server = HubServer {
@@ -287,6 +293,7 @@ impl HubServerBuilder {
             front: Mutex::new(None),
             connector,
             websockets,
+            stopping,
             address: tcp.as_ref().map(|port| port.address()),
             tls_address: tls.as_ref().map(|(port, _)| port.address()),
             threads: Mutex::new(Vec::with_capacity(self.shards)),
@@ -354,6 +361,7 @@ pub struct HubServer {
     health: Health,
     connector: MemoryConnector,
     websockets: Option<Bridge>,
+    stopping: watch::Sender<bool>,
     address: Option<SocketAddr>,
     https_address: Option<SocketAddr>,
     amqps_address: Option<SocketAddr>,
@@ -446,6 +454,7 @@ impl HubServer {
 
     /// Closes all connections and waits for the threads. Doing it twice does nothing.
     pub fn stop(&self) {
+        self.stopping.send_replace(true);
         if let Some(websockets) = &self.websockets {
             websockets.stop();
         }

@@ -31,7 +31,7 @@ use crate::rest::Upgrade;
 use crate::tls::PeerIdentity;
 
 /// Where clients find it, in IoT Hub and in its device provisioning.
-const PATH: &str = "/$iothub/websocket";
+pub(crate) const PATH: &str = "/$iothub/websocket";
 const PROTOCOL: &str = "mqtt";
 /// Frames that wait for the bridge's thread.
 const QUEUE: usize = 64;
@@ -322,8 +322,8 @@ impl Thread {
     }
 }
 
-/// Whether a request asks for a WebSocket of this protocol on the path that all of IoT Hub's are on.
-pub(crate) fn asks_for<B>(request: &Request<B>, protocol: &str) -> bool {
+/// Whether a request asks for a WebSocket of this protocol on one of these paths.
+pub(crate) fn asks_for<B>(request: &Request<B>, paths: &[&str], protocol: &str) -> bool {
     let has = |name: header::HeaderName, wanted: &str| {
         request
             .headers()
@@ -332,8 +332,13 @@ pub(crate) fn asks_for<B>(request: &Request<B>, protocol: &str) -> bool {
             .filter_map(|value| value.to_str().ok())
             .any(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(wanted)))
     };
-    let path = request.uri().path();
-    (path == PATH || path.strip_prefix("/%24").is_some_and(|rest| Some(rest) == PATH.strip_prefix("/$")))
+    // One SDK writes a slash at the end.
+    let path = request.uri().path().trim_end_matches('/');
+    let is = |wanted: &&str| {
+        path == *wanted
+            || path.strip_prefix("/%24").is_some_and(|rest| Some(rest) == wanted.strip_prefix("/$"))
+    };
+    paths.iter().any(is)
         && has(header::UPGRADE, "websocket")
         && has(header::CONNECTION, "upgrade")
         && has(header::SEC_WEBSOCKET_PROTOCOL, protocol)
@@ -357,7 +362,7 @@ pub(crate) fn switch(headers: &HeaderMap, protocol: &'static str) -> Option<Resp
 
 impl Upgrade for Bridge {
     fn upgrade(&self, request: &mut Request<Incoming>, peer: &PeerIdentity) -> Option<Response<Full<Bytes>>> {
-        if !asks_for(request, PROTOCOL) {
+        if !asks_for(request, &[PATH], PROTOCOL) {
             return None;
         }
         let response = switch(request.headers(), PROTOCOL)?;

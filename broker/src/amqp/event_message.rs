@@ -10,10 +10,13 @@ use super::message::{Body, Message};
 use super::value::Value;
 use crate::events::{Entry, PartitionInfo, Source};
 
-/// How a device showed who it is. Which way it was is not kept with its messages, so it is said as for most.
-const AUTH_METHOD: &str = r#"{"scope":"device","type":"sas","issuer":"iothub","acceptingIpFilterRule":null}"#;
-const MODULE_AUTH_METHOD: &str =
-    r#"{"scope":"module","type":"sas","issuer":"iothub","acceptingIpFilterRule":null}"#;
+/// How the sender showed who it is, in the form that IoT Hub has for it.
+fn auth_method(scope: &str, authentication: &str) -> String {
+    let issuer = if authentication == "sas" { "iothub" } else { "external" };
+    format!(
+        r#"{{"scope":"{scope}","type":"{authentication}","issuer":"{issuer}","acceptingIpFilterRule":null}}"#
+    )
+}
 
 /// A calendar time as AMQP has it.
 pub(crate) fn timestamp(time: WallTime) -> Value {
@@ -43,9 +46,13 @@ pub(crate) fn message(entry: &Entry, newest: Option<(PartitionInfo, WallTime)>) 
         annotate("iothub-connection-module-id", Value::string(module));
     }
     if event.source == Source::Telemetry {
-        let method = if module.is_some() { MODULE_AUTH_METHOD } else { AUTH_METHOD };
-        annotate("iothub-connection-auth-method", Value::string(method));
+        let scope = if module.is_some() { "module" } else { "device" };
+        let method = auth_method(scope, event.authentication);
+        annotate("iothub-connection-auth-method", Value::String(method));
         annotate("iothub-connection-auth-generation-id", Value::string(&*event.generation));
+    }
+    if let Some(model) = &event.model {
+        annotate("dt-dataschema", Value::string(&**model));
     }
     annotate("iothub-enqueuedtime", timestamp(entry.enqueued));
     annotate("iothub-message-source", Value::string(event.source.name()));
@@ -99,6 +106,8 @@ mod tests {
             event: Event {
                 id: id.into(),
                 generation: "g".into(),
+                authentication: "x509Certificate",
+                model: Some("dtmi:a;1".into()),
                 source: Source::Telemetry,
                 properties: properties.into(),
                 body: Bytes::from_static(b"hello"),
@@ -127,6 +136,14 @@ mod tests {
             ("iothub-connection-device-id", Value::string("d")),
             ("iothub-connection-auth-generation-id", Value::string("g")),
             ("iothub-message-source", Value::string("Telemetry")),
+            ("dt-dataschema", Value::string("dtmi:a;1")),
+            (
+                "iothub-connection-auth-method",
+                Value::string(concat!(
+                    r#"{"scope":"device","type":"x509Certificate","issuer":"external","#,
+                    r#""acceptingIpFilterRule":null}"#
+                )),
+            ),
         ] {
             assert_eq!(annotation(&message, key), Some(&value), "{key}");
         }

@@ -126,6 +126,8 @@ mod tests {
         let event = Event {
             id: "d".into(),
             generation: "".into(),
+            authentication: "sas",
+            model: None,
             source: Source::Telemetry,
             properties: "".into(),
             body: Bytes::new(),

@@ -22,6 +22,7 @@ mod service;
 mod session;
 mod source;
 mod value;
+mod websocket;
 
 pub(crate) use desk::Shared;
 pub(crate) use readers::Readers;

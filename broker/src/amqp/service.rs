@@ -35,6 +35,8 @@ pub(crate) struct AmqpService {
     pub(crate) shared: Arc<Shared>,
     /// Plain TCP without; for tests.
     pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// Turns true when the hub ends: for connections over WebSocket.
+    pub(crate) stopping: watch::Receiver<bool>,
 }
 
 impl AmqpService {

@@ -92,6 +92,8 @@ impl CloudEvents {
         let event = Event {
             id: event.id.into(),
             generation: event.generation.into(),
+            authentication: event.authentication,
+            model: event.model.map(Into::into),
             source,
             properties: properties.into(),
             body,
@@ -192,7 +194,7 @@ mod tests {
     }
 
     fn tell(cloud: &CloudEvents, id: &str, kind: EventKind<'_>) {
-        cloud.event(now(), &HubEvent { id, generation: "g", kind });
+        cloud.event(now(), &HubEvent { id, generation: "g", authentication: "sas", model: None, kind });
     }
 
     #[test]

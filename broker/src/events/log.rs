@@ -46,6 +46,10 @@ pub struct Event {
     pub id: Box<str>,
     /// The identity's generation id.
     pub generation: Box<str>,
+    /// How the identity shows who it is: `sas` or `x509Certificate`.
+    pub authentication: &'static str,
+    /// The model that it named when it connected.
+    pub model: Option<Box<str>>,
     /// What it tells of.
     pub source: Source,
     /// The encoded property bag, see [`fleetwave_protocol::bag`].
@@ -285,6 +289,8 @@ mod tests {
         Event {
             id: "d".into(),
             generation: "".into(),
+            authentication: "sas",
+            model: None,
             source: Source::Telemetry,
             properties: "".into(),
             body: Bytes::from_static(body.as_bytes()),

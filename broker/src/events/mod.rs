@@ -18,6 +18,10 @@ pub struct HubEvent<'a> {
     pub id: &'a str,
     /// The identity's generation id.
     pub generation: &'a str,
+    /// How the identity shows who it is, as IoT Hub names it: `sas`, `x509Certificate`.
+    pub authentication: &'static str,
+    /// The model that it named when it connected.
+    pub model: Option<&'a str>,
     /// What it was.
     pub kind: EventKind<'a>,
 }
