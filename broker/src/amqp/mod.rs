@@ -24,6 +24,9 @@ mod source;
 mod value;
 mod websocket;
 
+#[cfg(test)]
+mod desk_tests;
+
 pub(crate) use desk::Shared;
 pub(crate) use readers::Readers;
 pub(crate) use service::AmqpService;
