@@ -30,6 +30,10 @@ review:
 bench *ARGS:
     cargo bench -p fleetwave-benches {{ if ARGS == "" { "" } else { "--bench " + ARGS } }}
 
+# Fuzz what reads bytes from outside: `just fuzz 600 query`
+fuzz *ARGS:
+    tools/fuzz.sh {{ARGS}}
+
 # All that CI checks; `just ci 'live'` for the steps that match
 ci *PATTERN:
     bash .ci/run {{PATTERN}}
