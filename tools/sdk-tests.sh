@@ -96,7 +96,7 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -su
     -keyout "$run/device-ca.key" -out "$run/device-ca.pem" 2>/dev/null
 
 knows() { "$binary" hub --help 2>/dev/null | grep -q -- "$1"; }
-arguments=(--name localhost --name fleetwave.azure-devices.net --name 127.0.0.2 --mqtt-port 8883 --https-port 443
+arguments=(--name localhost --name fleetwave.azure-devices.net --name 127.0.0.1 --name 127.0.0.2 --mqtt-port 8883 --https-port 443
     --amqps-port 5671 --cert-dir "$run/certs" --data "$run/data" --admin-port 8484 --tier none --json)
 knows --device-ca && arguments+=(--device-ca "$run/device-ca.pem")
 if knows --storage && [ "$which" != mosquitto ]; then
