@@ -25,7 +25,7 @@ const hub = {
   host,
   hubKey,
   policy,
-  provisioning: ready.dps_connection_string || service,
+  provisioning: ready.provisioning_connection_string || service,
   ca: fs.readFileSync(ready.ca, 'utf8'),
   run: (action) => execFileSync(process.env.FLEETWAVE_HUB_CONTROL, [action]),
 };

@@ -64,7 +64,7 @@ class Hub:
     @property
     def provisioning(self):
         """The connection string of the provisioning service."""
-        given = self.ready.get("dps_connection_string")
+        given = self.ready.get("provisioning_connection_string")
         return given or self.service
 
     def device_string(self, device_id, key, host=None, gateway=None):
@@ -134,6 +134,11 @@ def row_of(twin):
         if getattr(twin, name) is not None
     }
     return found | twin.additional_properties
+
+
+def nested(depth):
+    """Objects in objects, that deep, around one value."""
+    return {f"level{depth}": nested(depth - 1)} if depth else {"value": 1}
 
 
 class Certificate:

@@ -115,7 +115,7 @@ def test_a_deleted_device_takes_its_modules_along(registry, make_device, status)
 def test_a_device_has_fifty_modules_at_most(registry, device, status):
     for number in range(50):
         registry.create_module_with_sas(device.device_id, f"m{number}", None, None, None)
-    with status(403):
+    with status(413, "TooManyModulesOnDevice"):
         registry.create_module_with_sas(device.device_id, "one-too-many", None, None, None)
     assert len(registry.get_modules(device.device_id)) == 50
 

@@ -21,6 +21,7 @@ def everything(connect, device, relay):
     """A device behind a cable, which listens to all there is."""
     text = f"{device.connection_string};GatewayHostName={relay.ADDRESS}"
     client = connect(text, keep_alive=2, connection_retry_interval=1)
+    client.get_twin()
     return listen(client)
 
 

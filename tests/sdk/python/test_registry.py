@@ -261,7 +261,7 @@ def test_bulk_compares_etags(registry, device):
 
 
 def test_bulk_takes_a_hundred_at_most(registry, status):
-    with status(400):
+    with status(413, "TooManyDevices"):
         registry.bulk_create_or_update_devices(
             [bulk_item(unique("many"), "create", status="enabled") for _ in range(101)]
         )

@@ -3,6 +3,8 @@
 import pytest
 from azure.iot.hub.models import Twin, TwinProperties
 
+from hub import nested
+
 SAFE = 4503599627370496
 
 
@@ -111,7 +113,7 @@ def test_a_report_keeps_the_etag_valid_for_desired(registry, device, connect):
         {"s": "x" * 4096},
         {"u": "grüße, 世界 🚀"},
         {"empty": {}, "list": [], "text": ""},
-        {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": {"j": 1}}}}}}}}}},
+        nested(10),
         {"list": [1, "two", {"three": 3}, [4]]},
         {"k" * 1024: 1},
     ],
@@ -132,7 +134,7 @@ def test_values_at_the_limits_are_taken(registry, device, values):
         {"$x": 1},
         {"a b": 1},
         {"k" * 1025: 1},
-        {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": {"j": {"k": 1}}}}}}}}}}},
+        nested(11),
     ],
     ids=lambda values: str(values)[:30],
 )
