@@ -230,13 +230,16 @@ impl Engine {
         if self.sinks.is_empty() {
             return;
         }
-        let mut event =
-            HubEvent { id: self.hub.id(device), generation: "", authentication: "sas", model: None, kind };
-        let generation;
+        self.publish_of(now, device, self.hub.generation_id(device), kind);
+    }
+
+    /// As [`Engine::publish`], of a device that may be gone.
+    fn publish_of(&self, now: Now, device: DeviceIx, generation: u64, kind: EventKind<'_>) {
+        let generation = generation.to_string();
+        let id = self.hub.id(device);
+        let mut event = HubEvent { id, generation: &generation, authentication: "sas", model: None, kind };
         if self.hub.exists(device) {
             let identity = self.hub.identity(device);
-            generation = identity.generation_id.to_string();
-            event.generation = &generation;
             event.model = identity.model_id;
             if let Authentication::SelfSigned { .. } | Authentication::CertificateAuthority =
                 identity.authentication
@@ -249,15 +252,29 @@ impl Engine {
         }
     }
 
+    /// Tells of the modules that the hub itself has made, from an index on.
+    fn publish_modules(&mut self, now: Now, first: DeviceIx) {
+        if self.sinks.is_empty() {
+            return;
+        }
+        let mut twin = Vec::new();
+        for module in self.hub.modules_from(first) {
+            twin.clear();
+            self.hub.write_service_twin(module, &mut twin);
+            self.publish(now, module, EventKind::Created { twin: &twin });
+        }
+    }
+
     pub(crate) fn create(&mut self, id: &str, spec: DeviceSpec<'_>) -> Result<DeviceIx, Box<HubError>> {
         let now = self.now();
         let device = self.hub.create_device(now, id, spec)?;
-        self.metrics.devices += 1;
+        self.metrics.devices = self.hub.len() as u64;
         if !self.sinks.is_empty() {
             let mut twin = Vec::new();
             self.hub.write_service_twin(device, &mut twin);
             self.publish(now, device, EventKind::Created { twin: &twin });
         }
+        self.publish_modules(now, device.next());
         Ok(device)
     }
 
@@ -272,10 +289,11 @@ impl Engine {
             Input::DeleteDevice { device, .. } if !self.sinks.is_empty() && self.hub.exists(*device) => {
                 let mut twin = Vec::new();
                 self.hub.write_service_twin(*device, &mut twin);
-                Some((*device, twin))
+                Some((*device, self.hub.generation_id(*device), twin))
             }
             _ => None,
         };
+        let first_new = self.hub.next_index();
         let written = match &input {
             Input::PatchTwin { device, tags, desired, .. } => Some((*device, *tags, *desired, false)),
             Input::ReplaceTwin { device, tags, desired, .. } => Some((*device, *tags, *desired, true)),
@@ -285,10 +303,11 @@ impl Engine {
         self.run(input, Context::Service(&mut done), outlet);
         let done = done.unwrap_or(Ok(Done::TwinWritten));
         if done.is_ok() {
-            if let Some((device, twin)) = deleted {
-                self.metrics.devices -= 1;
-                self.publish(now, device, EventKind::Deleted { twin: &twin });
+            self.metrics.devices = self.hub.len() as u64;
+            if let Some((device, generation, twin)) = deleted {
+                self.publish_of(now, device, generation, EventKind::Deleted { twin: &twin });
             }
+            self.publish_modules(now, first_new);
             if let Some((device, tags, desired, replaced)) = written {
                 self.metrics.twin_writes += 1;
                 let version = self.hub.twin(device).desired_version;
@@ -623,10 +642,9 @@ impl Engine {
         let at = self.now().at;
         match command {
             Command::Create { devices, answer } => {
-                let before = self.metrics.devices;
                 let created =
                     devices.iter().try_for_each(|device| self.create(&device.id, device.spec()).map(drop));
-                let created = created.map(|()| self.metrics.devices - before);
+                let created = created.map(|()| devices.len() as u64);
                 self.answer(answer, created);
             }
             Command::Put { configuration, answer } => {

@@ -282,6 +282,12 @@ impl Hub {
         })
     }
 
+    /// The index that the next device or module will have.
+    #[must_use]
+    pub fn next_index(&self) -> DeviceIx {
+        DeviceIx(self.registry.bound())
+    }
+
     /// Whether the device or module exists.
     #[must_use]
     pub fn exists(&self, device: DeviceIx) -> bool {

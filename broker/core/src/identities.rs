@@ -92,6 +92,19 @@ impl Hub {
         }
     }
 
+    /// What tells a device or module apart from others that had its id before. Of one that was deleted it is known only
+    /// if its identity was derived.
+    ///
+    /// # Panics
+    /// If this hub never had the device.
+    #[must_use]
+    pub fn generation_id(&self, device: DeviceIx) -> u64 {
+        match self.kept(device) {
+            Some(kept) => kept.identity.generation_id,
+            None => derived_generation(self.registry.id(device)),
+        }
+    }
+
     /// The number of each kind of devices, counted now.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
