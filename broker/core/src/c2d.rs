@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use fleetwave_protocol::{Now, WallTime};
 
+use crate::changes::UNSTORED;
 use crate::device::Device;
 use crate::error::{ErrorCode, HubError};
 use crate::hub::Hub;
 use crate::io::{DeviceIx, Done, Output, Topics};
 use crate::limits;
+use crate::record::{RecordError, fields, put_bytes, put_nested, put_number, put_text};
 use crate::timers::{Due, Ticket};
 
 /// Which ends of a message its sender wants to hear of.
@@ -73,11 +75,91 @@ pub struct C2dMessage {
     pub expires: Option<WallTime>,
 }
 
+impl C2dMessage {
+    pub(crate) fn write_record(&self, out: &mut Vec<u8>) {
+        put_text(message::ID, self.message_id.as_deref(), out);
+        put_bytes(message::PROPERTIES, self.properties.as_bytes(), out);
+        put_bytes(message::BODY, &self.body, out);
+        let feedback = match self.feedback {
+            Feedback::None => 0,
+            Feedback::Positive => 1,
+            Feedback::Negative => 2,
+            Feedback::Full => 3,
+        };
+        put_number(message::FEEDBACK, feedback, out);
+        put_number(message::EXPIRES, self.expires.map_or(0, WallTime::as_unix_millis), out);
+    }
+
+    pub(crate) fn read_record(record: &[u8]) -> Result<Self, RecordError> {
+        let mut read = Self::default();
+        for field in fields(record) {
+            let (field, value) = field?;
+            match field {
+                message::ID => read.message_id = Some(value.text()?.into()),
+                message::PROPERTIES => read.properties = value.text()?.into(),
+                message::BODY => read.body = value.bytes()?.into(),
+                message::FEEDBACK => {
+                    read.feedback = match value.number()? {
+                        0 => Feedback::None,
+                        1 => Feedback::Positive,
+                        2 => Feedback::Negative,
+                        3 => Feedback::Full,
+                        _ => return Err(RecordError::Damaged("a message asks for an unknown feedback")),
+                    };
+                }
+                message::EXPIRES => read.expires = Some(value.time()?),
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// The fields of a message's record.
+mod message {
+    pub(super) const ID: u64 = 1;
+    pub(super) const PROPERTIES: u64 = 2;
+    pub(super) const BODY: u64 = 3;
+    pub(super) const FEEDBACK: u64 = 4;
+    pub(super) const EXPIRES: u64 = 5;
+}
+
+/// The fields of an entry of a queue.
+mod queued {
+    pub(super) const PART: u64 = 1;
+    pub(super) const EXPIRES: u64 = 2;
+    pub(super) const DELIVERIES: u64 = 3;
+}
+
+/// What a store keeps of an entry beside its message.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Queued {
+    /// The message's number in the store, or zero.
+    pub(crate) part: u64,
+    expires: WallTime,
+    deliveries: u32,
+}
+
+impl Queued {
+    pub(crate) fn read_record(record: &[u8]) -> Result<Self, RecordError> {
+        let mut read = Self::default();
+        for field in fields(record) {
+            match field? {
+                (queued::PART, value) => read.part = value.number()?,
+                (queued::EXPIRES, value) => read.expires = value.time()?,
+                (queued::DELIVERIES, value) => read.deliveries = value.small()?,
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     message: Arc<C2dMessage>,
+    queued: Queued,
     expiry: Ticket,
-    deliveries: u32,
     /// The delivery that waits for its acknowledgement.
     under_way: Option<u32>,
 }
@@ -91,6 +173,31 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// What would come back from a store, if a message may be delivered as often as that.
+    #[cfg(test)]
+    pub(crate) fn durable(&self, most: u32) -> Vec<(Arc<C2dMessage>, WallTime, u32)> {
+        let worn = |entry: &&Entry| entry.under_way.is_some() && entry.queued.deliveries >= most;
+        let entries = self.entries.iter().filter(|entry| !worn(entry));
+        entries.map(|entry| (entry.message.clone(), entry.queued.expires, entry.queued.deliveries)).collect()
+    }
+
+    /// The messages that have no number in the store, and where to note one.
+    pub(crate) fn unstored(&mut self) -> impl Iterator<Item = (&C2dMessage, &mut u64)> {
+        let entries = self.entries.iter_mut().filter(|entry| entry.queued.part == UNSTORED);
+        entries.map(|entry| (&*entry.message, &mut entry.queued.part))
+    }
+
+    /// Writes what a store keeps of each entry, oldest first.
+    pub(crate) fn write_records(&self, field: u64, out: &mut Vec<u8>) {
+        for Entry { queued, .. } in &self.entries {
+            put_nested(field, out, |out| {
+                put_number(queued::PART, queued.part, out);
+                put_number(queued::EXPIRES, queued.expires.as_unix_millis(), out);
+                put_number(queued::DELIVERIES, u64::from(queued.deliveries), out);
+            });
+        }
     }
 }
 
@@ -141,7 +248,11 @@ impl Hub {
             ));
         }
         let expiry = self.timers.set(now.at + life, Due::C2dExpiry(ix));
-        queue.entries.push_back(Entry { message, expiry, deliveries: 0, under_way: None });
+        let expires =
+            now.wall.as_unix_millis().saturating_add(life.as_millis().try_into().unwrap_or(u64::MAX));
+        let queued = Queued { expires: WallTime::from_unix_millis(expires), ..Queued::default() };
+        queue.entries.push_back(Entry { message, queued, expiry, under_way: None });
+        self.changes.device(ix);
         Ok(Done::Queued { depth: queue.len() })
     }
 
@@ -153,7 +264,8 @@ impl Hub {
         let Some(queue) = self.c2d.get_mut(&ix) else { return };
         for entry in queue.entries.iter_mut().filter(|entry| entry.under_way.is_none()) {
             self.deliveries = self.deliveries.wrapping_add(1);
-            entry.deliveries += 1;
+            entry.queued.deliveries += 1;
+            self.changes.device(ix);
             entry.under_way = Some(self.deliveries);
             let message = Arc::clone(&entry.message);
             out.push(Output::C2d { device: ix, delivery: self.deliveries, message });
@@ -181,17 +293,28 @@ impl Hub {
     /// A connection ended: what was under way waits again, unless it was delivered as often as allowed.
     pub(crate) fn return_c2d(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
         let most = self.options.c2d_max_deliveries;
-        let worn = |entry: &Entry| entry.under_way.is_some() && entry.deliveries >= most;
+        let worn = |entry: &Entry| entry.under_way.is_some() && entry.queued.deliveries >= most;
         self.end_c2d(now, ix, FeedbackStatus::DeliveryCountExceeded, out, worn);
         if let Some(queue) = self.c2d.get_mut(&ix) {
             queue.entries.iter_mut().for_each(|entry| entry.under_way = None);
         }
     }
 
+    /// Puts a message back that a store kept. One that was under way when the hub ended is so until
+    /// [`Hub::return_c2d`].
+    pub(crate) fn restore_c2d(&mut self, now: Now, ix: DeviceIx, message: Arc<C2dMessage>, queued: &Queued) {
+        let left = queued.expires.as_unix_millis().saturating_sub(now.wall.as_unix_millis());
+        let expiry = self.timers.set(now.at + Duration::from_millis(left), Due::C2dExpiry(ix));
+        let under_way = (queued.deliveries > 0).then_some(0);
+        let entry = Entry { message, queued: *queued, expiry, under_way };
+        self.c2d.entry(ix).or_default().entries.push_back(entry);
+    }
+
     /// A device is gone, and with it, as on the real hub, what feedback was due.
     pub(crate) fn forget_c2d(&mut self, ix: DeviceIx) {
         for entry in self.c2d.remove(&ix).into_iter().flat_map(|queue| queue.entries) {
             self.timers.cancel(entry.expiry);
+            self.changes.part_gone(entry.queued.part);
         }
     }
 
@@ -204,12 +327,14 @@ impl Hub {
         ends: impl Fn(&Entry) -> bool,
     ) {
         let Some(queue) = self.c2d.get_mut(&ix) else { return };
-        let timers = &mut self.timers;
+        let (timers, changes) = (&mut self.timers, &mut self.changes);
         queue.entries.retain(|entry| {
             if !ends(entry) {
                 return true;
             }
             timers.cancel(entry.expiry);
+            changes.device(ix);
+            changes.part_gone(entry.queued.part);
             let wanted = match entry.message.feedback {
                 Feedback::None => false,
                 Feedback::Positive => status == FeedbackStatus::Success,

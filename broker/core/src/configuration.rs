@@ -18,10 +18,12 @@ use base64::engine::general_purpose::STANDARD;
 use fleetwave_protocol::WallTime;
 use serde_json::Value;
 
+use crate::changes::configuration as field;
 use crate::error::{ErrorCode, HubError};
 use crate::identity::is_forced;
 use crate::limits;
 use crate::query::{Collection, Condition, Query};
+use crate::record::{put_bytes, put_nested, put_number};
 
 pub(crate) use content::{Content, bad_content};
 pub(crate) use set::{Active, ConfigurationSet, Kind, Part};
@@ -304,6 +306,30 @@ impl Configuration {
     #[must_use]
     pub fn metrics(&self) -> &[Metric] {
         &self.metrics
+    }
+
+    /// Appends what a store keeps of it.
+    fn write_record(&self, out: &mut Vec<u8>) {
+        put_bytes(field::ID, self.id.as_bytes(), out);
+        put_number(field::PRIORITY, u64::from(self.priority), out);
+        put_bytes(field::CONDITION, self.target_condition.as_bytes(), out);
+        let (kind, name) = match self.body {
+            Body::Devices(_) => (0, "deviceContent"),
+            Body::Modules(_) => (1, "moduleContent"),
+            Body::Edge(_) => (2, "modulesContent"),
+        };
+        put_number(field::TARGETS, kind, out);
+        let frame = "{\"\":".len() + name.len();
+        put_bytes(field::CONTENT, self.content_text[frame..self.content_text.len() - 1].as_bytes(), out);
+        for metric in &self.metrics {
+            put_nested(field::METRIC, out, |out| {
+                put_bytes(field::METRIC_NAME, metric.name.as_bytes(), out);
+                put_bytes(field::METRIC_QUERY, metric.text.as_bytes(), out);
+            });
+        }
+        put_bytes(field::LABELS, self.labels.as_bytes(), out);
+        put_bytes(field::SCHEMA_VERSION, self.schema_version.as_bytes(), out);
+        put_number(field::WRITTEN, self.written.as_unix_millis(), out);
     }
 
     pub(crate) const fn condition(&self) -> &Condition {

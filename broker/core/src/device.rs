@@ -60,6 +60,11 @@ impl Device {
         self.last_activity = at;
     }
 
+    /// What outlives the connection: whether its session does, and with it what it is subscribed to.
+    pub(crate) const fn lasting(&self) -> (bool, Topics) {
+        (self.persistent, if self.persistent { self.topics } else { Topics::NONE })
+    }
+
     /// Whether the device is connected and subscribed.
     pub(crate) const fn hears(&self, topics: Topics) -> bool {
         self.connected && self.topics.contains(topics)

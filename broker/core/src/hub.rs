@@ -7,6 +7,7 @@ use fleetwave_protocol::{Instant, Now};
 use rustc_hash::FxHashMap;
 
 use crate::c2d::Queue;
+use crate::changes::Changes;
 use crate::configuration::{Active, ConfigurationSet, Kind};
 use crate::device::{Device, NewTwin, Registry, Section};
 use crate::error::{ErrorCode, HubError};
@@ -106,6 +107,7 @@ pub struct Hub {
     pub(crate) calls_made: u32,
     pub(crate) method_names: Vec<Arc<str>>,
     pub(crate) empty: DocId,
+    pub(crate) changes: Changes,
 }
 
 impl Hub {
@@ -135,6 +137,7 @@ impl Hub {
             calls_made: 0,
             method_names: Vec::new(),
             empty,
+            changes: Changes::default(),
         }
     }
 
@@ -179,6 +182,7 @@ impl Hub {
         let (desired, reported) = (section(desired), section(reported));
         let twin = NewTwin { tags, layer, desired, reported, enabled: spec.enabled, kind };
         let ix = self.registry.add(id, twin);
+        self.changes.device(ix);
         if let Some(parent) = parent {
             self.modules.entry(parent).or_default().push(ix);
         }
@@ -459,9 +463,12 @@ impl Hub {
 
     fn sweep_if_full(&mut self) {
         let memo = self.general_targets.len() + self.targets_after.len();
-        if !self.store.is_full(memo) {
-            return;
+        if self.store.is_full(memo) {
+            self.sweep();
         }
+    }
+
+    pub(crate) fn sweep(&mut self) {
         self.forget_targets();
         let held = self.registry.iter().map(|(_, device)| Held {
             tags: device.tags,

@@ -1,5 +1,7 @@
 //! The identities that the registry keeps, and what changes them.
 
+mod record;
+
 use std::hash::Hasher as _;
 use std::sync::Arc;
 
@@ -134,6 +136,7 @@ impl Hub {
         if let Some(device) = self.registry.get_mut(ix) {
             device.kept = true;
             self.identities.insert(ix, kept);
+            self.changes.device(ix);
         }
     }
 
@@ -146,8 +149,8 @@ impl Hub {
         }
     }
 
-    /// Notes the model that a device named when it connected.
-    pub(crate) fn set_model(&mut self, ix: DeviceIx, model: Option<&str>) {
+    /// Notes the model that a device named when it connected. Says whether it is another one.
+    pub(crate) fn set_model(&mut self, ix: DeviceIx, model: Option<&str>) -> bool {
         match model {
             // Fleets have few models: devices share the text.
             Some(model) if self.models.get(&ix).is_none_or(|known| **known != *model) => {
@@ -157,12 +160,11 @@ impl Hub {
                 };
                 self.last_model = Some(Arc::clone(&shared));
                 self.models.insert(ix, shared);
+                true
             }
-            Some(_) => {}
-            None if self.models.is_empty() => {}
-            None => {
-                self.models.remove(&ix);
-            }
+            Some(_) => false,
+            None if self.models.is_empty() => false,
+            None => self.models.remove(&ix).is_some(),
         }
     }
 
@@ -246,6 +248,7 @@ impl Hub {
     fn enable(&mut self, now: Now, ix: DeviceIx, enabled: bool, out: &mut Vec<Output>) {
         let Some(device) = self.registry.get_mut(ix) else { return };
         device.enabled = enabled;
+        self.changes.device(ix);
         if !enabled {
             self.end_session(now, ix, CloseReason::Disabled, out);
             for module in self.modules_of(ix).to_vec() {

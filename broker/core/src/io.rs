@@ -66,6 +66,15 @@ impl Topics {
         Self(self.0 & !other.0)
     }
 
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The topics of bits; those that are none are dropped.
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits as u8 & Self::ALL.0)
+    }
+
     /// Whether all of `other` is in this set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {

@@ -37,6 +37,7 @@
 
 mod apply;
 mod c2d;
+mod changes;
 mod configuration;
 mod device;
 mod error;
@@ -47,6 +48,8 @@ mod io;
 pub mod limits;
 mod method;
 pub mod query;
+mod record;
+mod restore;
 mod rollout;
 mod service;
 mod session;
@@ -67,8 +70,11 @@ mod hub_tests;
 mod identity_tests;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod restore_tests;
 
 pub use c2d::{C2dMessage, Feedback, FeedbackStatus};
+pub use changes::{Change, Numbers};
 pub use configuration::{
     Configuration, ConfigurationEtag, ConfigurationSpec, ConfigurationView, MAX_CONFIGURATIONS, Metric,
     Targets,
@@ -79,6 +85,8 @@ pub use identity::{
     Authentication, DeviceEtag, Identity, IdentityChange, IdentityView, Statistics, Thumbprint,
 };
 pub use io::{CloseReason, DeviceIx, Done, Input, MethodAnswer, Output, Patch, Refusal, Topics};
+pub use record::RecordError;
+pub use restore::{Parts, Restore, device_id};
 pub use rollout::Counts;
 pub use store::{DesiredPatch, Doc, PatchId};
 pub use time_text::{Iso8601, Since};

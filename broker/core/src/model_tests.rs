@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::query::Query;
+use crate::restore_tests::MemoryStore;
 use crate::tree::tests::merge_patch;
 use crate::*;
 
@@ -67,6 +68,7 @@ enum Step {
     Replace { device: usize, tags: Option<Value>, desired: Option<Value> },
     Connect { device: usize },
     Disconnect { device: usize },
+    Restart,
 }
 
 fn small_tables() -> impl Strategy<Value = usize> {
@@ -132,6 +134,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(device, tags, desired)| Step::Replace { device, tags, desired }),
         3 => device.clone().prop_map(|device| Step::Connect { device }),
         1 => device.prop_map(|device| Step::Disconnect { device }),
+        1 => Just(Step::Restart),
     ]
 }
 
@@ -268,6 +271,8 @@ struct Run {
     devices: Vec<DeviceIx>,
     model: Model,
     out: Vec<Output>,
+    small: usize,
+    store: MemoryStore,
 }
 
 impl Run {
@@ -275,10 +280,13 @@ impl Run {
     fn new(small: usize) -> Self {
         let mut hub = Hub::new(Options::default());
         hub.store.sweep_above(small);
+        hub.track_changes(Numbers { next: 1, step: 1 });
         let now = Now::default();
         let devices: Vec<_> = (0..DEVICES)
             .map(|d| hub.create_device(now, &format!("d{d}"), DeviceSpec::default()).unwrap())
             .collect();
+        let mut store = MemoryStore::default();
+        store.take(&mut hub);
         let empty = || json!({});
         let twin = Twin {
             tags: empty(),
@@ -297,6 +305,8 @@ impl Run {
             devices,
             model: Model { twins: vec![twin; DEVICES], configs: BTreeMap::new(), created: 0 },
             out: Vec::new(),
+            small,
+            store,
         }
     }
 
@@ -412,7 +422,14 @@ impl Run {
                 self.hub.handle(now, input, &mut self.out);
                 self.model.twins[*device].connected = false;
             }
+            Step::Restart => {
+                let (mut hub, _) = self.store.restore(Options::default(), now, true, &mut self.out);
+                hub.store.sweep_above(self.small);
+                self.hub = hub;
+                self.model.twins.iter_mut().for_each(|twin| twin.connected = false);
+            }
         }
+        self.store.take(&mut self.hub);
         self.settle(now, sent.as_ref());
         self.devices_follow();
         self.compare();

@@ -105,7 +105,7 @@ impl Hub {
 
     /// Brings what edge deployments have for an edge device's modules into their twins, and makes modules that are
     /// missing.
-    fn deploy(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
+    pub(crate) fn deploy(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
         let Some(device) = self.device(ix) else { return };
         let targeted = self.store.layer(device.layer).targeted;
         for name in self.configurations.deployed_names(targeted) {
@@ -153,6 +153,7 @@ impl Hub {
         out: &mut Vec<Output>,
     ) {
         let Some(device) = self.registry.get_mut(ix) else { return };
+        self.changes.device(ix);
         self.store.layer_mut(device.layer).devices -= 1;
         self.store.layer_mut(layer).devices += 1;
         device.layer = layer;
@@ -192,11 +193,16 @@ impl Hub {
             Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
         };
         out.push(Output::Service(Ok(Done::ConfigurationPut { etag })));
+        self.changes.configuration(configuration.id());
         self.forget_targets();
         let condition = configuration.condition();
         let mut known: FxHashMap<(DocId, DocId), bool> = FxHashMap::default();
         let mut moves: FxHashMap<(LayerId, bool), LayerId> = FxHashMap::default();
-        for ix in (0..self.registry.bound()).map(DeviceIx) {
+        // Modules that an edge deployment makes on the way come at the end.
+        let mut place = 0;
+        while place < self.registry.bound() {
+            let ix = DeviceIx(place);
+            place += 1;
             let Some(device) = self.device(ix) else { continue };
             let (tags, reported) = (device.tags, self.store.pattern_doc(device.reported.pattern));
             let matches = || condition.matches(&self.scope(ix, device));
@@ -243,6 +249,7 @@ impl Hub {
             Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
         };
         out.push(Output::Service(Ok(Done::ConfigurationDeleted)));
+        self.changes.configuration(id);
         for ix in (0..self.registry.bound()).map(DeviceIx) {
             let Some(device) = self.device(ix) else { continue };
             let targeted = self.store.layer(device.layer).targeted;

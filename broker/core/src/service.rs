@@ -132,6 +132,7 @@ impl Hub {
             self.stamps.release(section.stamps, self.store.slots(section.pattern));
         }
         self.registry.remove(ix);
+        self.changes.device_gone(ix);
         self.identities.remove(&ix);
         self.models.remove(&ix);
         self.forget_c2d(ix);

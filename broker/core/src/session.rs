@@ -34,6 +34,7 @@ impl Hub {
         }
         self.end_session(now, ix, CloseReason::TakenOver, out);
         let Some(device) = self.registry.get_mut(ix) else { return };
+        let lasting = device.lasting();
         let session_present = device.persistent && !clean;
         if !session_present {
             device.topics = Topics::NONE;
@@ -42,8 +43,13 @@ impl Hub {
         device.connected = true;
         device.persistent = !clean;
         device.active(now.wall);
+        if device.lasting() != lasting {
+            self.changes.device(ix);
+        }
         self.connection_changed(now, ix);
-        self.set_model(ix, model);
+        if self.set_model(ix, model) {
+            self.changes.device(ix);
+        }
         out.push(Output::Accepted { device: ix, session, session_present });
         self.deliver_c2d(ix, out);
         self.send_waiting(now, ix, out);
@@ -78,7 +84,11 @@ impl Hub {
 
     pub(crate) fn subscribe(&mut self, now: Now, ix: DeviceIx, topics: Topics, out: &mut Vec<Output>) {
         let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) else { return };
+        let lasting = device.lasting();
         device.topics = device.topics.with(topics);
+        if device.lasting() != lasting {
+            self.changes.device(ix);
+        }
         if topics.contains(Topics::C2D) {
             self.deliver_c2d(ix, out);
         }
@@ -89,7 +99,11 @@ impl Hub {
 
     pub(crate) fn unsubscribe(&mut self, ix: DeviceIx, topics: Topics) {
         if let Some(device) = self.registry.get_mut(ix).filter(|device| device.connected) {
+            let lasting = device.lasting();
             device.topics = device.topics.without(topics);
+            if device.lasting() != lasting {
+                self.changes.device(ix);
+            }
         }
     }
 
@@ -166,6 +180,7 @@ impl Hub {
         let slots = self.store.slots(section.pattern);
         section.stamps = self.stamps.follow(section.stamps, slots, &transition.map, stamp);
         section.pattern = to;
+        self.changes.device(ix);
         Ok(step)
     }
 

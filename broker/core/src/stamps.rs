@@ -51,6 +51,13 @@ impl Stamps {
         start
     }
 
+    /// A run of at least one stamp, as it was.
+    pub(crate) fn restore(&mut self, stamps: &[Stamp]) -> u32 {
+        let start = self.allocate(class(stamps.len()));
+        self.cells[start as usize..start as usize + stamps.len()].copy_from_slice(stamps);
+        start
+    }
+
     fn allocate(&mut self, class: usize) -> u32 {
         if let Some(first) = self.free.get_mut(class).filter(|first| **first != NONE) {
             let start = *first;

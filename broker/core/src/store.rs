@@ -15,8 +15,10 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use rustc_hash::{FxHashMap, FxHasher};
 
+use crate::changes::UNSTORED;
 use crate::configuration::{Active, ConfigurationSet, Part};
 use crate::error::HubError;
+use crate::record::RecordError;
 use crate::slab::Slab;
 use crate::tree::{Tree, escape};
 
@@ -25,6 +27,8 @@ use crate::tree::{Tree, escape};
 pub struct Doc {
     pub(crate) tree: Tree,
     serial: u64,
+    /// Its number in what keeps the hub durable, or zero.
+    pub(crate) stored: u64,
 }
 
 impl Doc {
@@ -136,6 +140,8 @@ struct Pattern {
     /// For each node the slot of its stamp. Slots are numbered in the order in which the nodes first use them.
     slots: Box<[u32]>,
     count: u32,
+    /// As a document's.
+    stored: u64,
 }
 
 #[derive(Debug)]
@@ -171,6 +177,8 @@ pub(crate) struct Layer {
     pub(crate) applied: Active,
     pub(crate) doc: DocId,
     pub(crate) devices: u32,
+    /// As a document's.
+    pub(crate) stored: u64,
 }
 
 /// What a device holds on to.
@@ -202,6 +210,16 @@ pub(crate) struct Store {
     room: usize,
     /// The least that `room` may be.
     small: usize,
+    /// The part numbers of what was forgotten.
+    pub(crate) gone: Vec<u64>,
+}
+
+/// Notes that a part goes, unless it stays.
+fn kept(keep: bool, part: u64, gone: &mut Vec<u64>) -> bool {
+    if !keep && part != UNSTORED {
+        gone.push(part);
+    }
+    keep
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -237,6 +255,7 @@ impl Store {
             last_serial: 0,
             room: SMALL,
             small: SMALL,
+            gone: Vec::new(),
         }
     }
 
@@ -249,6 +268,10 @@ impl Store {
         self.docs.get(id.0)
     }
 
+    pub(crate) fn doc_mut(&mut self, id: DocId) -> &mut Doc {
+        self.docs.get_mut(id.0)
+    }
+
     pub(crate) fn intern(&mut self, tree: Tree) -> DocId {
         let hash_of = hash(tree.text().as_bytes());
         let docs = &self.docs;
@@ -256,7 +279,7 @@ impl Store {
             return DocId(id);
         }
         let serial = self.serial();
-        let id = self.docs.insert(Doc { tree, serial });
+        let id = self.docs.insert(Doc { tree, serial, stored: UNSTORED });
         let docs = &self.docs;
         self.docs_by_text.insert_unique(hash_of, id, |&id| hash(docs.get(id).text().as_bytes()));
         DocId(id)
@@ -280,7 +303,31 @@ impl Store {
     /// The pattern of a document that was written all at once.
     pub(crate) fn fresh(&mut self, doc: DocId) -> PatternId {
         let nodes = self.doc(doc).tree.len();
-        self.intern_pattern(Pattern { doc, slots: vec![0; nodes].into_boxed_slice(), count: 1 })
+        self.intern_pattern(Pattern {
+            doc,
+            slots: vec![0; nodes].into_boxed_slice(),
+            count: 1,
+            stored: UNSTORED,
+        })
+    }
+
+    /// The pattern of a document and the slots of its nodes, as they were.
+    pub(crate) fn restore_pattern(&mut self, doc: DocId, slots: Vec<u32>) -> Result<PatternId, RecordError> {
+        let mut count = 0;
+        let in_order = slots.iter().all(|&slot| {
+            let known = slot <= count;
+            count = count.max(slot.saturating_add(1));
+            known
+        });
+        if !in_order || slots.len() != self.doc(doc).tree.len() {
+            return Err(RecordError::Damaged("a pattern does not fit its document"));
+        }
+        Ok(self.intern_pattern(Pattern { doc, slots: slots.into_boxed_slice(), count, stored: UNSTORED }))
+    }
+
+    /// The number of a pattern in what keeps the hub durable, or zero.
+    pub(crate) fn pattern_stored(&mut self, id: PatternId) -> &mut u64 {
+        &mut self.patterns.get_mut(id.0).stored
     }
 
     fn intern_pattern(&mut self, pattern: Pattern) -> PatternId {
@@ -385,7 +432,7 @@ impl Store {
             .collect();
         let doc = self.intern(tree);
         let count = u32::try_from(map.len()).expect("fewer slots than nodes");
-        let to = self.intern_pattern(Pattern { doc, slots, count });
+        let to = self.intern_pattern(Pattern { doc, slots, count, stored: UNSTORED });
         Transition { to, map: map.into_boxed_slice(), affected }
     }
 
@@ -436,7 +483,8 @@ impl Store {
         }
         let (tree, applied) = configurations.lay_over(&self.doc(own).tree, targeted, part);
         let doc = self.intern(tree);
-        let layer = LayerId(self.layers.insert(Layer { own, targeted, part, applied, doc, devices: 0 }));
+        let layer = Layer { own, targeted, part, applied, doc, devices: 0, stored: UNSTORED };
+        let layer = LayerId(self.layers.insert(layer));
         self.layers_by_parts.insert((own, targeted, part), layer);
         layer
     }
@@ -449,7 +497,8 @@ impl Store {
     }
 
     fn drop_layers(&mut self) {
-        self.layers.retain(|_, layer| layer.devices > 0);
+        let gone = &mut self.gone;
+        self.layers.retain(|_, layer| kept(layer.devices > 0, layer.stored, gone));
         let layers = &self.layers;
         self.layers_by_parts.retain(|_, id| layers.contains(id.0));
     }
@@ -481,6 +530,12 @@ impl Store {
         (self.room, self.small) = (small, small);
     }
 
+    /// Whether a document has this number in the store.
+    #[cfg(test)]
+    pub(crate) fn has_document(&self, stored: u64) -> bool {
+        self.docs.iter().any(|(_, doc)| doc.stored == stored)
+    }
+
     /// Forgets all but `root` and what is held.
     pub(crate) fn sweep(&mut self, root: DocId, held: impl Iterator<Item = Held>) {
         self.drop_layers();
@@ -499,13 +554,14 @@ impl Store {
             docs[layer.own.0 as usize] = true;
             docs[layer.doc.0 as usize] = true;
         }
+        let gone = &mut self.gone;
         self.patterns.retain(|id, pattern| {
             let keep = patterns[id as usize];
             docs[pattern.doc.0 as usize] |= keep;
-            keep
+            kept(keep, pattern.stored, gone)
         });
         self.patterns_by_slots.retain(|id| patterns[*id as usize]);
-        self.docs.retain(|id, _| docs[id as usize]);
+        self.docs.retain(|id, doc| kept(docs[id as usize], doc.stored, gone));
         self.docs_by_text.retain(|id| docs[*id as usize]);
         self.patches.retain(|_, entry| entry.pinned);
         let patches = &self.patches;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::error::{ErrorCode, HubError};
 use crate::limits;
+use crate::record::RecordError;
 
 /// What a node is. An array is one value: merge patches don't look into it, and neither does metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,20 @@ impl Tree {
         let value: Value = serde_json::from_slice(json)
             .map_err(|error| HubError::new(ErrorCode::IotHubFormatError, format!("not JSON: {error}")))?;
         Self::from_value(&value)
+    }
+
+    /// Parses an object that stood in a twin before, whatever today's limits are.
+    pub(crate) fn restore(json: &[u8]) -> Result<Self, RecordError> {
+        let value =
+            serde_json::from_slice(json).map_err(|_| RecordError::Damaged("a document is not JSON"))?;
+        match value {
+            value @ Value::Object(_) => {
+                let mut builder = Builder::default();
+                builder.value(None, &value);
+                Ok(builder.finish())
+            }
+            _ => Err(RecordError::Damaged("a document is not an object")),
+        }
     }
 
     /// Checks an object and makes it canonical.

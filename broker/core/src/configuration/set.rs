@@ -6,9 +6,11 @@ use fleetwave_protocol::WallTime;
 
 use super::content::{Content, Path, covers};
 use super::{Configuration, ConfigurationEtag, ConfigurationView, MAX_CONFIGURATIONS, Targets};
+use crate::changes::configuration as field;
 use crate::error::{ErrorCode, HubError};
 use crate::identity::is_forced;
 use crate::limits::Section;
+use crate::record::put_number;
 use crate::tree::{self, ROOT, Tree};
 
 /// A set of the configurations of a shard, by slot.
@@ -240,6 +242,33 @@ impl ConfigurationSet {
         Ok((Active::only(slot), old))
     }
 
+    /// Puts a configuration back that a store kept, at its place in the order of creation.
+    pub(crate) fn restore(&mut self, configuration: Arc<Configuration>, order: u64) -> Result<(), HubError> {
+        let (slot, _) = self.add(configuration, None)?;
+        for place in slot.slots() {
+            if let Some(entry) = &mut self.slots[place] {
+                entry.created = order;
+            }
+        }
+        self.created = self.created.max(order);
+        Ok(())
+    }
+
+    /// The configurations of a set, and how often each was written.
+    pub(crate) fn written(&self, set: Active) -> impl Iterator<Item = (&str, u32)> {
+        self.entries(set).map(|(_, entry)| (entry.configuration.id(), entry.writes))
+    }
+
+    /// Appends what a store keeps of the configuration of an id. False if there is none.
+    pub(crate) fn write_record(&self, id: &str, out: &mut Vec<u8>) -> bool {
+        let Some((_, entry)) = self.find(id).and_then(|slot| self.entries(slot).next()) else { return false };
+        entry.configuration.write_record(out);
+        put_number(field::CREATED, entry.created_at.as_unix_millis(), out);
+        put_number(field::WRITES, u64::from(entry.writes), out);
+        put_number(field::ORDER, entry.created, out);
+        true
+    }
+
     /// The etag of a slot that is in use.
     pub(crate) fn etag(&self, slot: Active) -> ConfigurationEtag {
         let entry = self.entries(slot).next();
@@ -319,7 +348,7 @@ impl ConfigurationSet {
         (tree, visible(&contents).with(self.effective(set)))
     }
 
-    fn name_of(&self, part: Part) -> Option<&str> {
+    pub(crate) fn name_of(&self, part: Part) -> Option<&str> {
         let place = part.0.checked_sub(1)?;
         self.names.get(place as usize).map(|name| &**name)
     }
