@@ -49,7 +49,7 @@ fn decide(parts: &[Expr], scope: &impl Scope, decisive: bool) -> Option<bool> {
     result
 }
 
-fn value<'v>(expr: &'v Expr, scope: &'v impl Scope) -> Value<'v> {
+pub(super) fn value<'v>(expr: &'v Expr, scope: &'v impl Scope) -> Value<'v> {
     match expr {
         Expr::Path(path) => scope.value(path),
         Expr::Literal(literal) => Value::of_literal(literal),

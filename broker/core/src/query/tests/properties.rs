@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use super::super::ast::{
     Aggregate, Comparison, Expr, Function, Item, Literal, MEMBERS, Operator, Select, Step, What,
 };
-use super::super::eval::is_true;
+use super::super::eval::{is_true, value};
 use super::*;
 use crate::tree::escape;
 
@@ -67,8 +67,77 @@ fn literal() -> impl Strategy<Value = Literal> {
 }
 
 fn expr() -> impl Strategy<Value = Expr> {
+    over(prop_oneof![path().prop_map(Expr::Path), literal().prop_map(Expr::Literal)])
+}
+
+/// Expressions over values of which many fit together: numbers, texts, truths, and little that is undefined.
+fn meaningful() -> impl Strategy<Value = Expr> {
+    let literal = |literal| Just(Expr::Literal(literal));
+    over(prop_oneof![
+        3 => (-4_i32..5).prop_map(|n| Expr::Literal(Literal::Number(f64::from(n) / 2.0))),
+        2 => prop::sample::select(vec!["", "a", "b", "ab", "12", "Äx"])
+            .prop_map(|text| Expr::Literal(Literal::String(text.into()))),
+        2 => any::<bool>().prop_map(|value| Expr::Literal(Literal::Bool(value))),
+        1 => literal(Literal::Undefined),
+        1 => literal(Literal::Null),
+        1 => path().prop_map(Expr::Path),
+        3 => key().prop_map(|key| Expr::Path(Path {
+            root: Root::Tags,
+            keys: Box::new([key]),
+            rest: Box::default(),
+        })),
+    ])
+}
+
+fn call(functions: &[Function], arguments: [BoxedStrategy<Expr>; 3]) -> BoxedStrategy<Expr> {
+    let function = prop::sample::select(functions.to_vec());
+    (function, arguments, 1_usize..4)
+        .prop_map(|(function, arguments, count)| {
+            let (least, most) = function.arguments();
+            let count = count.clamp(least, most);
+            Expr::Call(function, arguments.into_iter().take(count).collect())
+        })
+        .boxed()
+}
+
+/// Expressions whose parts have the types that their operators and functions are for.
+fn typed() -> impl Strategy<Value = Expr> {
+    use Function::{
+        Abs, AsNumber, Ceiling, Concat, Contains, EndsWith, Exp, Floor, IndexOf, Length, Lower, Power, Sign,
+        Sqrt, Square, StartsWith, Substring, Upper,
+    };
+    let number = (-6_i32..7).prop_map(|n| Expr::Literal(Literal::Number(f64::from(n) / 2.0)));
+    let numbers = number.prop_recursive(3, 12, 3, |inner| {
+        let chain = |operators: &[Operator]| {
+            let operator = prop::sample::select(operators.to_vec());
+            (inner.clone(), prop::collection::vec((operator, inner.clone()), 1..3))
+                .prop_map(|(first, rest)| Expr::Arithmetic(Box::new(first), rest.into()))
+        };
+        let functions = [Abs, Exp, Power, Square, Ceiling, Floor, Sign, Sqrt, AsNumber];
+        prop_oneof![
+            2 => chain(&Operator::SUMS),
+            2 => chain(&Operator::PRODUCTS),
+            1 => inner.clone().prop_map(|inner| Expr::Negate(Box::new(inner))),
+            2 => call(&functions, [inner.clone().boxed(), inner.clone().boxed(), inner.clone().boxed()]),
+        ]
+    });
+    let text = prop::sample::select(vec!["", "a", "b", "ab", "12", "Äx", " -1.5e1"])
+        .prop_map(|text| Expr::Literal(Literal::String(text.into())));
+    let whole = (-1_i32..4).prop_map(|n| Expr::Literal(Literal::Number(n.into()))).boxed();
+    let texts = text.prop_recursive(2, 8, 3, move |inner| {
+        let (texts, whole) = (inner.boxed(), whole.clone());
+        prop_oneof![
+            call(&[Concat, Lower, Upper], [texts.clone(), texts.clone(), texts.clone()]),
+            call(&[Substring], [texts, whole.clone(), whole]),
+        ]
+    });
+    let (numbers, texts) = (numbers.boxed(), texts.boxed());
+    let functions = [StartsWith, EndsWith, Contains, IndexOf, Length, AsNumber];
+    prop_oneof![numbers, call(&functions, [texts.clone(), texts.clone(), texts.clone()]), texts,]
+}
+
+fn over(leaf: impl Strategy<Value = Expr> + 'static) -> impl Strategy<Value = Expr> {
     use Comparison::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, NotEqual};
-    let leaf = prop_oneof![path().prop_map(Expr::Path), literal().prop_map(Expr::Literal)];
     leaf.prop_recursive(4, 24, 3, |inner| {
         let parts = || prop::collection::vec(inner.clone(), 2..4);
         let chain = |operators: &[Operator]| {
@@ -155,7 +224,11 @@ fn json() -> impl Strategy<Value = Json> {
 }
 
 fn document() -> impl Strategy<Value = Json> {
-    (json(), json(), json()).prop_map(|(tags, desired, reported)| {
+    let object = || {
+        prop::collection::btree_map(name(), json(), 0..6)
+            .prop_map(|members| members.into_iter().collect::<serde_json::Map<_, _>>())
+    };
+    (object(), object(), object()).prop_map(|(tags, desired, reported)| {
         serde_json::json!({
             "deviceId": "a", "tags": tags, "properties": { "desired": desired, "reported": reported },
         })
@@ -338,9 +411,19 @@ proptest! {
         prop_assert_eq!(parsed, Ok(select), "{}", text);
     }
 
-    /// Conditions are true of a row when the rules, taken word by word, say so.
+    /// Expressions have the value that the rules, taken word by word, give them for a row.
     #[test]
-    fn conditions_mean_what_the_rules_say(expr in expr(), row in document()) {
-        prop_assert_eq!(is_true(&expr, &JsonRow(&row)), naive_truth(&expr, &row) == Some(true), "{}", expr);
+    fn expressions_mean_what_the_rules_say(expr in prop_oneof![meaningful(), typed()], row in document()) {
+        let expected = naive(&expr, &row);
+        let same = match (value(&expr, &JsonRow(&row)), &expected) {
+            (Value::Undefined, None) => true,
+            (Value::Array, Some(json)) => json.is_array(),
+            (Value::Object, Some(json)) => json.is_object(),
+            (Value::Number(number), Some(json)) => json.as_f64() == Some(number),
+            (seen, Some(json)) => seen == Value::of_json(Some(json)),
+            _ => false,
+        };
+        prop_assert!(same, "{} is {:?}, not {:?}", expr, value(&expr, &JsonRow(&row)), expected);
+        prop_assert_eq!(is_true(&expr, &JsonRow(&row)), expected == Some(true.into()));
     }
 }
