@@ -34,9 +34,8 @@ fn request(server: &AdminServer, text: &str) -> (u16, String) {
 fn health_tells_of_each_part_and_changes_with_it() {
     let hub = HubServer::builder().shards(2).start().unwrap();
     let server = admin(&hub, None);
-    let report = |status: &str, store: &str| {
-        format!(r#"{{"parts":{{"shards":"ok"{store}}},"status":"{status}"}}"#)
-    };
+    let report =
+        |status: &str, store: &str| format!(r#"{{"parts":{{"shards":"ok"{store}}},"status":"{status}"}}"#);
     assert_eq!(get(&server, "/healthz"), (200, report("ok", "") + "\n"));
     hub.health().bad("store", "no space left");
     assert_eq!(get(&server, "/healthz"), (503, report("failing", r#","store":"no space left""#) + "\n"));

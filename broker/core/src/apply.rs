@@ -96,7 +96,7 @@ impl Hub {
 
     /// The desired properties that a module is to have.
     fn module_tree(&self, module: Option<DeviceIx>, content: Map<String, Value>) -> Result<Tree, HubError> {
-        let content = Content::of_module(content)?;
+        let content = Content::of_any(content)?;
         fitting(match module {
             Some(ix) => content.lay_over(self.own_tree(ix)),
             None => content.lay_over(&Tree::empty()),

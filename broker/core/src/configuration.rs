@@ -41,8 +41,8 @@ pub struct ConfigurationSpec<'a> {
     /// `*` or an expression; nothing targets nothing. With a `moduleContent`, which is for modules:
     /// `FROM devices.modules` alone or with `WHERE` and an expression.
     pub target_condition: &'a str,
-    /// The `deviceContent`: a JSON object from `properties.desired.PATH` to values. Of the three contents one is
-    /// given; an empty text, `{}` and `null` count as absent beside another one.
+    /// The `deviceContent`: a JSON object from `properties.desired.PATH` to values, or with `properties.desired`, which
+    /// replaces all. Of the three contents one is given; an empty text, `{}` and `null` count as absent beside another one.
     pub device_content: &'a str,
     /// The `moduleContent`, of the same form, for the twins of modules.
     pub module_content: &'a str,
@@ -281,7 +281,8 @@ impl Configuration {
 
     /// Whether it says all that an edge device is to run; if not, it is a layer on a deployment that does.
     fn is_base(&self) -> bool {
-        self.content_for(Some("$edgeAgent")).is_some_and(Content::is_whole)
+        let edge = matches!(self.body, Body::Edge(_));
+        edge && self.content_for(Some("$edgeAgent")).is_some_and(Content::is_whole)
     }
 
     /// Its content as JSON: an object with one member, `deviceContent`, `moduleContent` or `modulesContent`.
@@ -385,7 +386,7 @@ fn edge_content(text: &str) -> Result<EdgeContent, HubError> {
         let Value::Object(members) = content else {
             return Err(bad_content(format!("the content of the module {name:?} is not a JSON object")));
         };
-        Ok((name.into_boxed_str(), Content::of_module(members)?))
+        Ok((name.into_boxed_str(), Content::of_any(members)?))
     };
     modules.into_iter().map(content).collect()
 }
@@ -456,7 +457,7 @@ mod tests {
             "",
             "[]",
             r#"{"properties.reported.a":1}"#,
-            r#"{"properties.desired":{}}"#,
+            r#"{"properties.desired":7}"#,
             r#"{"properties.desired.a":null}"#,
             r#"{"properties.desired.a":{"b":null}}"#,
             r#"{"properties.desired.a":1,"properties.desired.a.b":2}"#,

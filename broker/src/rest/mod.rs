@@ -12,12 +12,14 @@ mod router;
 mod server;
 
 mod bulk;
+mod configurations;
 mod devices;
 mod identity;
 mod jobs;
 mod methods;
 mod modules;
 mod provisioning;
+mod query;
 mod statistics;
 mod twins;
 mod unmodelled;
@@ -47,6 +49,8 @@ pub(crate) struct Api {
     pub(crate) jobs: Arc<Jobs>,
     /// The provisioning service, if there is one.
     pub(crate) dps: Option<Arc<Dps>>,
+    /// Held by who writes a configuration.
+    pub(crate) configurations: tokio::sync::Mutex<()>,
     /// Numbers requests, for tracking ids.
     pub(crate) requests: AtomicU64,
 }
@@ -58,6 +62,13 @@ impl Api {
         jobs: Arc<Jobs>,
         dps: Option<Arc<Dps>>,
     ) -> Self {
-        Self { control, policies, jobs, dps, requests: AtomicU64::new(0) }
+        Self {
+            control,
+            policies,
+            jobs,
+            dps,
+            configurations: tokio::sync::Mutex::default(),
+            requests: AtomicU64::new(0),
+        }
     }
 }

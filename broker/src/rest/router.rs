@@ -130,6 +130,8 @@ pub(crate) const TABLES: &[(&str, &[Operation])] = &[
     ("Modules", super::modules::OPERATIONS),
     ("Twins", super::twins::OPERATIONS),
     ("Direct methods", super::methods::OPERATIONS),
+    ("Queries", super::query::OPERATIONS),
+    ("Configurations", super::configurations::OPERATIONS),
     ("Jobs", super::jobs::OPERATIONS),
     ("Statistics", super::statistics::OPERATIONS),
     ("Device provisioning", super::provisioning::OPERATIONS),

@@ -1,21 +1,47 @@
-//! What IoT Hub has and this hub does not: refused by name.
+//! What IoT Hub has or once had, and this hub does not: refused by name.
 
 use super::Operation;
 use super::router::{Handler, Verb};
 use crate::policy::Rights;
 
-/// Of all of them.
-const JOBS: Handler = Handler::NotModelled("import and export jobs: use bulk operations on /devices");
+const INTERFACES: Handler =
+    Handler::NotModelled("digital twin interfaces of the preview: use /digitaltwins/{id} and its components");
+const MODELS: Handler = Handler::NotModelled("a model repository: models are the client's to resolve");
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation::new("Start an import or export job", Verb::Post, "/jobs/create", Rights::REGISTRY_WRITE, JOBS).sdk(
-        "Node `Registry.importDevicesFromBlob`, `exportDevicesToBlob`; Java `RegistryClient.importDevices`, \
-         `exportDevices`",
+    Operation::new(
+        "Read a digital twin's interfaces",
+        Verb::Get,
+        "/digitalTwins/{id}/interfaces",
+        Rights::SERVICE_CONNECT,
+        INTERFACES,
     ),
-    Operation::new("List import and export jobs", Verb::Get, "/jobs", Rights::REGISTRY_READ, JOBS)
-        .sdk("Node `Registry.listJobs`"),
-    Operation::new("Read an import or export job", Verb::Get, "/jobs/{id}", Rights::REGISTRY_READ, JOBS)
-        .sdk("Node `Registry.getJob`; Java `RegistryClient.getJob`"),
-    Operation::new("Cancel an import or export job", Verb::Delete, "/jobs/{id}", Rights::REGISTRY_WRITE, JOBS)
-        .sdk("Node `Registry.cancelJob`"),
+    Operation::new(
+        "Change a digital twin's interfaces",
+        Verb::Patch,
+        "/digitalTwins/{id}/interfaces",
+        Rights::SERVICE_CONNECT,
+        INTERFACES,
+    ),
+    Operation::new(
+        "Read a digital twin's interface",
+        Verb::Get,
+        "/digitalTwins/{id}/interfaces/{interface}",
+        Rights::SERVICE_CONNECT,
+        INTERFACES,
+    ),
+    Operation::new(
+        "Call an interface's command",
+        Verb::Post,
+        "/digitalTwins/{id}/interfaces/{interface}/commands/{command}",
+        Rights::SERVICE_CONNECT,
+        INTERFACES,
+    ),
+    Operation::new(
+        "Read a model",
+        Verb::Get,
+        "/digitalTwins/models/{model}",
+        Rights::SERVICE_CONNECT,
+        MODELS,
+    ),
 ];

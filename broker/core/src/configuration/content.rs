@@ -31,11 +31,12 @@ impl Content {
         let Value::Object(members) = parsed else {
             return Err(bad_content("the content is not a JSON object"));
         };
-        Self::of(members)
+        Self::of_any(members)
     }
 
-    /// The content of a module in an edge deployment: `properties.desired` replaces all that there is.
-    pub(crate) fn of_module(mut members: Map<String, Value>) -> Result<Self, HubError> {
+    /// The content of an object like that of [`Content::of`], or with `properties.desired`, which replaces all that
+    /// there is.
+    pub(crate) fn of_any(mut members: Map<String, Value>) -> Result<Self, HubError> {
         let Some(whole) = members.remove("properties.desired") else { return Self::of(members) };
         let whole = Tree::from_value(&whole).map_err(|error| bad_content(error.message))?;
         let mut content = Self::of(members)?;

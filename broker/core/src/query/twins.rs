@@ -194,6 +194,8 @@ pub struct Page {
     pub rows: usize,
     /// Where to go on; `None` at the end.
     pub next: Option<DeviceIx>,
+    /// There was no room for another row, and `next` is one; if not, there may be none any more.
+    pub full: bool,
 }
 
 /// What twins with equal answers to a query that is not individual have in common.
@@ -239,18 +241,18 @@ impl Hub {
         let mut rows = 0;
         for (looked_at, (ix, device)) in self.collection(query.collection(), from).enumerate() {
             if looked_at >= limits.twins {
-                return Page { rows, next: Some(ix) };
+                return Page { rows, next: Some(ix), full: false };
             }
             if !self.selects(query, ix, device, &mut known) {
                 continue;
             }
             if rows >= limits.rows {
-                return Page { rows, next: Some(ix) };
+                return Page { rows, next: Some(ix), full: true };
             }
             query.write_row(&self.scope(ix, device), out);
             rows += 1;
         }
-        Page { rows, next: None }
+        Page { rows, next: None, full: false }
     }
 
     /// The devices or modules that a query selects, among as many as `twins` from one on, and where to go on.
