@@ -1,7 +1,7 @@
 //! The hub's runtime: what listens, carries bytes and serves around the sans-IO hub core.
 //!
-//! * [`HubServer`] is a local IoT Hub over MQTT: TCP, and a [memory transport](memory) for fleets beyond the
-//!   descriptor limit.
+//! * [`HubServer`] is a local IoT Hub. Devices reach it by MQTT over [TLS](tls), [WebSocket](websocket), plain TCP, and a
+//!   [memory transport](memory) for fleets beyond the descriptor limit; [`pki`] makes its certificates.
 //! * [`plain::PlainHub`] is the same hub core on a plain MQTT broker, an embedded rumqttd or any other.
 //! * [`blob::BlobServer`] serves firmware over HTTP.
 

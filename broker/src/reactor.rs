@@ -161,7 +161,7 @@ impl Shard {
                 Token(index) => {
                     let index = u32::try_from(index).expect("the token of a session is its index");
                     if event.is_writable() {
-                        self.sessions.writable(index);
+                        self.sessions.socket_writable(index);
                     }
                     // One that was interrupted has had its part of this turn, and will see to the end.
                     if (event.is_readable() || event.is_read_closed() || event.is_error())

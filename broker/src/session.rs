@@ -520,7 +520,18 @@ impl Sessions {
     }
 
     /// The transport can take bytes again.
-    pub(crate) fn writable(&mut self, index: u32) {
+    pub(crate) fn socket_writable(&mut self, index: u32) {
+        // What was sent in this turn may stand behind what was left over from the last.
+        if self.durable {
+            if let Some(serial) = self.get(index).map(|session| session.serial) {
+                self.waiting.push((index, serial));
+            }
+        } else {
+            self.writable(index);
+        }
+    }
+
+    fn writable(&mut self, index: u32) {
         let Some(session) = self.table.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(buffers) = &mut session.buffers else {
             // The transport may hold the rest of a record.

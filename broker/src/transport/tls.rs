@@ -9,8 +9,10 @@ use std::sync::Arc;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
-use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+};
 
 use super::tcp::Received;
 use super::{Sent, Transport};
@@ -35,54 +37,58 @@ pub(crate) struct Tls {
 }
 
 /// One connection.
+#[derive(Debug)]
 pub(crate) struct TlsLine {
     stream: TcpStream,
-    connection: UnbufferedServerConnection,
-    /// The beginning of a record.
-    partial: Vec<u8>,
+    session: TlsSession,
     /// Sealed bytes that the socket has not taken.
     unsent: Vec<u8>,
+}
+
+/// The protocol's part of a connection.
+struct TlsSession {
+    connection: UnbufferedServerConnection,
+    /// The beginning of a record, or of a handshake message. The connection's state refers to places in it: whatever
+    /// is asked of the connection has to come with these bytes.
+    partial: Vec<u8>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
     /// The client has said that nothing more will come.
-    ended: bool,
+    Ended,
+    /// The client broke the protocol. The connection must not be asked for anything any more.
+    Broken,
 }
 
 impl TlsLine {
     /// A connection on which the handshake is still to come.
     pub(crate) fn new(stream: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
-        let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Self { stream, connection, partial: Vec::new(), unsent: Vec::new(), ended: false })
+        Ok(Self { stream, session: TlsSession::new(config)?, unsent: Vec::new() })
     }
 
     /// Whether the handshake goes on.
     pub(crate) fn is_handshaking(&self) -> bool {
-        self.connection.is_handshaking()
+        self.session.connection.is_handshaking()
     }
 
     /// What the client has shown.
     pub(crate) fn peer(&self) -> PeerIdentity {
-        PeerIdentity::of(&self.connection)
+        PeerIdentity::of(&self.session.connection)
     }
 
     /// Bytes that it holds beside its state.
     pub(crate) fn buffered(&self) -> usize {
-        self.partial.capacity() + self.unsent.capacity()
+        self.session.partial.capacity() + self.unsent.capacity()
     }
 }
 
-impl std::fmt::Debug for TlsLine {
+impl std::fmt::Debug for TlsSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsLine").field("stream", &self.stream).finish_non_exhaustive()
+        f.debug_struct("TlsSession").field("phase", &self.phase).finish_non_exhaustive()
     }
-}
-
-/// How far the opening of records has come.
-enum Opened {
-    /// More bytes are needed.
-    Starved,
-    /// The client has ended the connection.
-    Closed,
-    /// It broke the protocol.
-    Broken,
 }
 
 impl Tls {
@@ -103,13 +109,12 @@ impl Tls {
 
     /// Reads the socket once, and puts what its records hold into `buffer`.
     pub(crate) fn receive(&mut self, line: &mut TlsLine, buffer: &mut [u8]) -> Received {
-        if line.ended {
+        if line.session.phase != Phase::Open {
             return Received::Ended;
         }
         // What records hold is never more than they are long.
         self.sealed.resize(buffer.len(), 0);
-        let held = line.partial.len();
-        self.sealed[..held].copy_from_slice(&line.partial);
+        let held = line.session.partial.len();
         let read = loop {
             match line.stream.read(&mut self.sealed[held..]) {
                 Ok(length) => break length,
@@ -121,26 +126,17 @@ impl Tls {
         if read == 0 {
             return Received::Ended;
         }
-        line.partial = Vec::new();
-        let filled = held + read;
-        let mut plain = 0;
         self.out.clear();
-        let (used, opened) =
-            open(&mut line.connection, &mut self.sealed[..filled], buffer, &mut plain, &mut self.out);
+        let filled = held + read;
+        let plain = line.session.open(&mut self.sealed[..filled], buffer, &mut self.out);
         if !self.out.is_empty() {
             line.unsent.extend_from_slice(&self.out);
             if flush(line) == Flushed::Broken {
                 return Received::Ended;
             }
         }
-        match opened {
-            Opened::Starved if filled - used <= MAX_PARTIAL => {
-                line.partial = self.sealed[used..filled].to_vec();
-            }
-            Opened::Starved | Opened::Broken | Opened::Closed => line.ended = true,
-        }
         // Nothing for the session does not mean that nothing waits.
-        if plain == 0 || line.ended || filled == self.sealed.len() {
+        if plain == 0 || line.session.phase != Phase::Open || filled == self.sealed.len() {
             Received::Full(plain)
         } else {
             Received::Drained(plain)
@@ -148,79 +144,111 @@ impl Tls {
     }
 }
 
-/// Opens the records in `sealed`: their contents go to `plain`, what the protocol wants to say to `out`. Says how many
-/// bytes of `sealed` are done with.
-fn open(
-    connection: &mut UnbufferedServerConnection,
-    sealed: &mut [u8],
-    buffer: &mut [u8],
-    plain: &mut usize,
-    out: &mut Vec<u8>,
-) -> (usize, Opened) {
-    let mut used = 0;
-    loop {
-        let UnbufferedStatus { mut discard, state, .. } = connection.process_tls_records(&mut sealed[used..]);
-        let opened = match state {
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
-                match traffic.next_record() {
-                    Some(Ok(record)) => {
-                        discard += record.discard;
-                        buffer[*plain..*plain + record.payload.len()].copy_from_slice(record.payload);
-                        *plain += record.payload.len();
-                    }
-                    Some(Err(error)) => {
-                        tracing::debug!(%error, "a client broke the TLS protocol");
-                        break Some(Opened::Broken);
-                    }
-                    None => break None,
-                }
-            },
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                let start = out.len();
-                let mut room = RECORD + OVERHEAD;
-                loop {
-                    out.resize(start + room, 0);
-                    match data.encode(&mut out[start..]) {
-                        Ok(written) => {
-                            out.truncate(start + written);
-                            break None;
-                        }
-                        Err(EncodeError::InsufficientSize(needed)) => room = needed.required_size,
-                        Err(EncodeError::AlreadyEncoded) => {
-                            out.truncate(start);
-                            break None;
+impl TlsSession {
+    fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        let connection = UnbufferedServerConnection::new(config)?;
+        Ok(Self { connection, partial: Vec::new(), phase: Phase::Open })
+    }
+
+    /// Opens records, in place: `sealed` has room for the bytes that were left, and new ones behind it. Their contents
+    /// go to the beginning of `buffer`, what the protocol wants to say to `out`. Says how many bytes `buffer` got.
+    fn open(&mut self, sealed: &mut [u8], buffer: &mut [u8], out: &mut Vec<u8>) -> usize {
+        let partial = std::mem::take(&mut self.partial);
+        sealed[..partial.len()].copy_from_slice(&partial);
+        let (mut used, mut plain) = (0, 0);
+        loop {
+            let UnbufferedStatus { mut discard, state, .. } =
+                self.connection.process_tls_records(&mut sealed[used..]);
+            let mut starved = false;
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        match record {
+                            Ok(record) => {
+                                discard += record.discard;
+                                buffer[plain..plain + record.payload.len()].copy_from_slice(record.payload);
+                                plain += record.payload.len();
+                            }
+                            Err(error) => {
+                                tracing::debug!(%error, "a client broke the TLS protocol");
+                                self.phase = Phase::Broken;
+                                break;
+                            }
                         }
                     }
                 }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, out),
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.phase = Phase::Ended,
+                Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => starved = true,
+                // The hub offers no early data.
+                Ok(_) => self.phase = Phase::Broken,
+                Err(error) => {
+                    tracing::debug!(%error, "a client broke the TLS protocol");
+                    self.phase = Phase::Broken;
+                }
             }
-            Ok(ConnectionState::TransmitTlsData(data)) => {
-                data.done();
-                None
+            used += discard;
+            if self.phase == Phase::Broken {
+                self.say_why(&mut sealed[used..], out);
             }
-            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(Opened::Closed),
-            Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => Some(Opened::Starved),
-            // The hub offers no early data.
-            Ok(_) => Some(Opened::Broken),
-            Err(error) => {
-                tracing::debug!(%error, "a client broke the TLS protocol");
-                alert(connection, out);
-                Some(Opened::Broken)
+            if starved || self.phase != Phase::Open {
+                break;
             }
-        };
-        used += discard;
-        if let Some(opened) = opened {
-            return (used, opened);
         }
+        if sealed.len() - used > MAX_PARTIAL {
+            self.phase = Phase::Broken;
+        }
+        if self.phase != Phase::Broken {
+            self.partial = sealed[used..].to_vec();
+        }
+        plain
+    }
+
+    /// The alert of a connection that is broken, if it has one to send.
+    fn say_why(&mut self, left: &mut [u8], out: &mut Vec<u8>) {
+        while self.connection.wants_write()
+            && let Ok(ConnectionState::EncodeTlsData(mut data)) =
+                self.connection.process_tls_records(left).state
+        {
+            encode(&mut data, out);
+        }
+    }
+
+    /// Has the connection seal something into `out`; `None` if it can't any more.
+    fn seal(
+        &mut self,
+        out: &mut Vec<u8>,
+        seal: impl FnOnce(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,
+    ) -> Option<usize> {
+        if self.phase == Phase::Broken {
+            return None;
+        }
+        out.resize(RECORD + OVERHEAD, 0);
+        let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(&mut self.partial);
+        let sealed = match state {
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => seal(&mut traffic, out).ok(),
+            _ => None,
+        };
+        self.partial.drain(..discard);
+        if sealed.is_none() {
+            self.phase = Phase::Broken;
+        }
+        sealed
     }
 }
 
-/// Appends what a broken connection still has to say.
-fn alert(connection: &mut UnbufferedServerConnection, out: &mut Vec<u8>) {
-    while let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(&mut []).state {
-        let start = out.len();
-        out.resize(start + RECORD + OVERHEAD, 0);
-        let written = data.encode(&mut out[start..]).unwrap_or(0);
-        out.truncate(start + written);
+/// Appends what the protocol wants to say.
+fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) {
+    let start = out.len();
+    let mut room = RECORD + OVERHEAD;
+    loop {
+        out.resize(start + room, 0);
+        match data.encode(&mut out[start..]) {
+            Ok(written) => return out.truncate(start + written),
+            Err(EncodeError::InsufficientSize(needed)) => room = needed.required_size,
+            Err(EncodeError::AlreadyEncoded) => return out.truncate(start),
+        }
     }
 }
 
@@ -276,10 +304,8 @@ impl Transport for Tls {
         }
         let mut sent = 0;
         for chunk in bytes.chunks(RECORD) {
-            self.out.resize(RECORD + OVERHEAD, 0);
-            let state = line.connection.process_tls_records(&mut line.partial).state;
-            let Ok(ConnectionState::WriteTraffic(mut traffic)) = state else { return Sent::Broken };
-            let Ok(length) = traffic.encrypt(chunk, &mut self.out) else { return Sent::Broken };
+            let sealed = line.session.seal(&mut self.out, |traffic, out| traffic.encrypt(chunk, out));
+            let Some(length) = sealed else { return Sent::Broken };
             sent += chunk.len();
             match write(&mut line.stream, &self.out[..length]) {
                 Some(written) if written == length => {}
@@ -295,19 +321,149 @@ impl Transport for Tls {
 
     fn close(&mut self, mut line: TlsLine) {
         // A client that finds the end without these words must take it for an attack.
-        if !line.is_handshaking() && flush(&mut line) == Flushed::All {
-            self.out.resize(RECORD + OVERHEAD, 0);
-            if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
-                line.connection.process_tls_records(&mut line.partial).state
-                && let Ok(length) = traffic.queue_close_notify(&mut self.out)
-            {
-                // Closing waits for nobody.
-                let _ = write(&mut line.stream, &self.out[..length]);
-            }
+        if !line.is_handshaking()
+            && flush(&mut line) == Flushed::All
+            && let Some(length) =
+                line.session.seal(&mut self.out, |traffic, out| traffic.queue_close_notify(out))
+        {
+            // Closing waits for nobody.
+            let _ = write(&mut line.stream, &self.out[..length]);
         }
     }
 
     fn flush(&mut self) {
         // Nothing is collected: a write has gone to the kernel.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::pki::Pki;
+
+    /// A client and a session whose bytes the test carries.
+    struct Pair {
+        client: ClientConnection,
+        session: TlsSession,
+        /// What the session has opened.
+        plain: Vec<u8>,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            static PKI: std::sync::LazyLock<Pki> =
+                std::sync::LazyLock::new(|| Pki::load_or_create(None, &[]).unwrap());
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(PKI.ca_pem().as_bytes()).unwrap()).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let client = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+            Self { client, session: TlsSession::new(PKI.server_config()).unwrap(), plain: Vec::new() }
+        }
+
+        /// Bytes reach the session in pieces of these sizes; its answers reach the client.
+        fn deliver(&mut self, bytes: &[u8], pieces: &[usize]) {
+            let mut rest = bytes;
+            let mut pieces = pieces.iter().copied().cycle();
+            while !rest.is_empty() && self.session.phase == Phase::Open {
+                let (now, later) = rest.split_at(pieces.next().unwrap_or(rest.len()).clamp(1, rest.len()));
+                rest = later;
+                let held = self.session.partial.len();
+                let mut sealed = [&vec![0; held], now].concat();
+                let mut buffer = vec![0; sealed.len()];
+                let mut out = Vec::new();
+                let plain = self.session.open(&mut sealed, &mut buffer, &mut out);
+                self.plain.extend_from_slice(&buffer[..plain]);
+                let mut out = &out[..];
+                while !out.is_empty() && self.client.read_tls(&mut out).is_ok() {
+                    let _ = self.client.process_new_packets();
+                }
+                // A session may be asked to send at any moment.
+                if !self.session.connection.is_handshaking() {
+                    self.session.seal(&mut Vec::new(), |traffic, out| traffic.encrypt(b"x", out));
+                }
+            }
+        }
+
+        /// What the client has to say.
+        fn said(&mut self) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            while self.client.wants_write() {
+                self.client.write_tls(&mut bytes).unwrap();
+            }
+            bytes
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn records_in_pieces_open_to_what_was_sent(
+            body in prop::collection::vec(any::<u8>(), 0..40_000),
+            pieces in prop::collection::vec(1usize..9000, 1..8),
+        ) {
+            let mut pair = Pair::new();
+            pair.client.set_buffer_limit(None);
+            io::Write::write_all(&mut pair.client.writer(), &body).unwrap();
+            for _ in 0..4 {
+                let said = pair.said();
+                pair.deliver(&said, &pieces);
+            }
+            prop_assert!(pair.plain == body);
+            prop_assert_eq!(pair.session.partial.len(), 0);
+        }
+
+        #[test]
+        fn no_damage_on_the_way_makes_a_session_panic(
+            places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            when in 0usize..3,
+            pieces in prop::collection::vec(1usize..3000, 1..8),
+            tail in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut pair = Pair::new();
+            for turn in 0..4 {
+                let _ = io::Write::write_all(&mut pair.client.writer(), b"hello");
+                let mut said = pair.said();
+                if turn == when && !said.is_empty() {
+                    for (place, value) in &places {
+                        let place = place.index(said.len());
+                        said[place] = *value;
+                    }
+                    said.extend_from_slice(&tail);
+                }
+                pair.deliver(&said, &pieces);
+            }
+            // The end of whatever has become of it.
+            if !pair.session.connection.is_handshaking() {
+                pair.session.seal(&mut Vec::new(), |traffic, out| traffic.queue_close_notify(out));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_a_session_panic(
+            kind in prop::sample::select(vec![0x14u8, 0x15, 0x16, 0x17]),
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..6),
+            message in prop::sample::select(vec![0u8, 1, 2, 11, 15, 16, 20, 24]),
+            length in 0u8..2,
+            pieces in prop::collection::vec(1usize..100, 1..8),
+        ) {
+            let mut bytes = Vec::new();
+            for body in &bodies {
+                let body = [&[message, 0, length, 40], &body[..]].concat();
+                bytes.extend_from_slice(&[kind, 3, 3, 0, u8::try_from(body.len()).unwrap()]);
+                bytes.extend_from_slice(&body);
+            }
+            Pair::new().deliver(&bytes, &pieces);
+        }
     }
 }

@@ -246,15 +246,20 @@ pub(crate) static PKI: LazyLock<Pki> =
 /// A client's certificate chain and its key.
 pub(crate) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// How a client speaks TLS: it trusts the hubs here, and shows a certificate if it has one.
-pub(crate) fn tls_client(shown: Option<Shown>) -> ClientConfig {
+/// The authority of all hubs here.
+pub(crate) fn roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(PKI.ca_pem().as_bytes()).expect("a CA")).expect("a CA");
+    roots
+}
+
+/// How a client speaks TLS: it trusts the hubs here, and shows a certificate if it has one.
+pub(crate) fn tls_client(shown: Option<Shown>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
-        .with_root_certificates(roots);
+        .with_root_certificates(roots());
     match shown {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("a pair"),
@@ -269,8 +274,11 @@ pub(crate) fn handshake(server: &HubServer, config: ClientConfig) -> TlsStream {
 fn handshake_with(address: SocketAddr, config: ClientConfig) -> TlsStream {
     let name = HOST.try_into().expect("a name");
     let connection = ClientConnection::new(Arc::new(config), name).expect("a configuration");
-    let stream = connect_tcp(address);
-    let mut stream = rustls::StreamOwned::new(connection, stream);
+    handshake_of(address, connection)
+}
+
+pub(crate) fn handshake_of(address: SocketAddr, connection: ClientConnection) -> TlsStream {
+    let mut stream = rustls::StreamOwned::new(connection, connect_tcp(address));
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock).expect("a handshake");
     }
