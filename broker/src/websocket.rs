@@ -238,7 +238,7 @@ impl Thread {
         loop {
             while let Some(batch) = self.port.receive() {
                 for (number, event) in batch.iter() {
-                    self.from_hub(number, event);
+                    self.heard(number, event);
                 }
             }
             if self.stopping.load(Ordering::Relaxed) {
@@ -266,7 +266,7 @@ impl Thread {
         }
     }
 
-    fn from_hub(&mut self, number: u32, event: Event<'_>) {
+    fn heard(&mut self, number: u32, event: Event<'_>) {
         match event {
             Event::Bytes(bytes) => {
                 let Some(client) = self.clients.get_mut(&number) else { return };

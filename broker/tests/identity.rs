@@ -61,7 +61,7 @@ fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a certificate")).expect("a certificate")
 }
 
 fn named(name: &str) -> CertificateParams {
@@ -71,7 +71,7 @@ fn named(name: &str) -> CertificateParams {
 }
 
 fn shown(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Shown {
-    (chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    (chain, PrivateKeyDer::try_from(key.serialize_der()).expect("a certificate"))
 }
 
 fn copy((chain, key): &Shown) -> Shown {
@@ -79,8 +79,8 @@ fn copy((chain, key): &Shown) -> Shown {
 }
 
 fn self_signed(name: &str) -> Shown {
-    let key = KeyPair::generate().unwrap();
-    let certificate = named(name).self_signed(&key).unwrap();
+    let key = KeyPair::generate().expect("a certificate");
+    let certificate = named(name).self_signed(&key).expect("a certificate");
     shown(vec![certificate.der().clone()], &key)
 }
 

@@ -16,20 +16,20 @@ use support::{Client, HOST, Way, encode, hub, register, user_name};
 
 /// A client configuration for one version of TLS.
 fn only(version: &'static SupportedProtocolVersion) -> (ClientConfig, Thumbprint) {
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::default().self_signed(&key).unwrap();
+    let key = KeyPair::generate().expect("a certificate");
+    let certificate = CertificateParams::default().self_signed(&key).expect("a certificate");
     let digits: String = Sha256::digest(certificate.der()).iter().map(|byte| format!("{byte:02x}")).collect();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
-        .unwrap()
+        .expect("a certificate")
         .with_root_certificates(support::roots())
         .with_client_auth_cert(
             vec![certificate.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            PrivateKeyDer::try_from(key.serialize_der()).expect("a certificate"),
         )
-        .unwrap();
-    (config, Thumbprint::parse(&digits).unwrap())
+        .expect("a certificate");
+    (config, Thumbprint::parse(&digits).expect("a certificate"))
 }
 
 #[test]

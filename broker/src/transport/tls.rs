@@ -10,9 +10,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
-};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 
 use super::tcp::Received;
 use super::{Sent, Transport};
@@ -215,19 +213,18 @@ impl TlsSession {
         }
     }
 
-    /// Has the connection seal something into `out`; `None` if it can't any more.
-    fn seal(
-        &mut self,
-        out: &mut Vec<u8>,
-        seal: impl FnOnce(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,
-    ) -> Option<usize> {
+    /// Seals bytes, or the word that nothing more will come, into `out`; `None` if the connection can't any more.
+    fn seal(&mut self, out: &mut Vec<u8>, what: Seal<'_>) -> Option<usize> {
         if self.phase == Phase::Broken {
             return None;
         }
         out.resize(RECORD + OVERHEAD, 0);
         let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(&mut self.partial);
         let sealed = match state {
-            Ok(ConnectionState::WriteTraffic(mut traffic)) => seal(&mut traffic, out).ok(),
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => match what {
+                Seal::Bytes(bytes) => traffic.encrypt(bytes, out).ok(),
+                Seal::End => traffic.queue_close_notify(out).ok(),
+            },
             _ => None,
         };
         self.partial.drain(..discard);
@@ -236,6 +233,13 @@ impl TlsSession {
         }
         sealed
     }
+}
+
+/// What a session is to seal.
+#[derive(Clone, Copy, Debug)]
+enum Seal<'a> {
+    Bytes(&'a [u8]),
+    End,
 }
 
 /// Appends what the protocol wants to say.
@@ -304,7 +308,7 @@ impl Transport for Tls {
         }
         let mut sent = 0;
         for chunk in bytes.chunks(RECORD) {
-            let sealed = line.session.seal(&mut self.out, |traffic, out| traffic.encrypt(chunk, out));
+            let sealed = line.session.seal(&mut self.out, Seal::Bytes(chunk));
             let Some(length) = sealed else { return Sent::Broken };
             sent += chunk.len();
             match write(&mut line.stream, &self.out[..length]) {
@@ -323,8 +327,7 @@ impl Transport for Tls {
         // A client that finds the end without these words must take it for an attack.
         if !line.is_handshaking()
             && flush(&mut line) == Flushed::All
-            && let Some(length) =
-                line.session.seal(&mut self.out, |traffic, out| traffic.queue_close_notify(out))
+            && let Some(length) = line.session.seal(&mut self.out, Seal::End)
         {
             // Closing waits for nobody.
             let _ = write(&mut line.stream, &self.out[..length]);
@@ -389,7 +392,7 @@ mod tests {
                 }
                 // A session may be asked to send at any moment.
                 if !self.session.connection.is_handshaking() {
-                    self.session.seal(&mut Vec::new(), |traffic, out| traffic.encrypt(b"x", out));
+                    self.session.seal(&mut Vec::new(), Seal::Bytes(b"x"));
                 }
             }
         }
@@ -445,7 +448,7 @@ mod tests {
             }
             // The end of whatever has become of it.
             if !pair.session.connection.is_handshaking() {
-                pair.session.seal(&mut Vec::new(), |traffic, out| traffic.queue_close_notify(out));
+                pair.session.seal(&mut Vec::new(), Seal::End);
             }
         }
 
