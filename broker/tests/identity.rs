@@ -3,7 +3,7 @@
 mod support;
 
 use fleetwave_hub::policy::{DEFAULT_POLICIES, Policy};
-use fleetwave_hub::{HubServer, TwinChange};
+use fleetwave_hub::{HubServer, HubServerBuilder, TwinChange};
 use fleetwave_hub_core::{Authentication, C2dMessage, Thumbprint};
 use fleetwave_protocol::sas::{self, Key};
 use rcgen::{
@@ -50,7 +50,7 @@ fn hub(authority: &str) -> HubServer {
         .host_name(HOST)
         .host_name("real.azure-devices.net")
         .device_ca(authority);
-    let builder = DEFAULT_POLICIES.into_iter().map(policy).fold(builder, |builder, one| builder.policy(one));
+    let builder = DEFAULT_POLICIES.into_iter().map(policy).fold(builder, HubServerBuilder::policy);
     let server = builder.start().expect("a hub on a free port");
     support::create(&server.control());
     server
