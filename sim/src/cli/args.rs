@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::hub::Hub;
 use crate::run::Target;
 
 #[derive(Debug, Parser)]
@@ -26,6 +27,8 @@ pub(super) enum Command {
     Run(Run),
     /// Check a scenario and say in words what a run of it will do
     Check(Check),
+    /// Be a local IoT Hub for Azure's SDKs
+    Hub(Box<Hub>),
     /// Print the JSON Schema of scenarios, or of run records
     Schema(Schema),
     /// List the scenarios that come with fleetwave
@@ -148,7 +151,7 @@ mod tests {
         let mut command = Arguments::command().term_width(100);
         command.build();
         insta::assert_snapshot!("help", command.render_long_help());
-        for name in ["run", "check", "schema", "scenarios"] {
+        for name in ["run", "check", "hub", "schema", "scenarios"] {
             let sub = command.find_subcommand_mut(name).expect("the subcommand exists");
             insta::assert_snapshot!(format!("help_{name}"), sub.render_long_help());
         }

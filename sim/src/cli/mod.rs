@@ -1,6 +1,7 @@
 //! The command line: what users type, see and get as an exit code.
 
 mod args;
+mod hub;
 mod output;
 mod plan;
 mod session;
@@ -32,6 +33,8 @@ enum CliError {
     Engine(#[from] EngineError),
     #[error("cannot listen for Ctrl-C")]
     Signals(#[from] ctrlc::Error),
+    #[error(transparent)]
+    Hub(#[from] hub::HubError),
 }
 
 impl CliError {
@@ -39,7 +42,7 @@ impl CliError {
         match self {
             Self::Scenario(_) | Self::Contradiction(_) => USAGE,
             Self::Engine(error) => error.exit_code(),
-            Self::Output(_) | Self::Signals(_) => OTHER,
+            Self::Output(_) | Self::Signals(_) | Self::Hub(_) => OTHER,
         }
     }
 
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
     let code = match Arguments::parse().command {
         Command::Run(arguments) => session::run(&arguments),
         Command::Check(arguments) => check(&arguments),
+        Command::Hub(arguments) => hub::run(&arguments),
         Command::Schema(arguments) => schema(&arguments),
         Command::Scenarios => scenarios(),
     };

@@ -1,0 +1,139 @@
+//! What a hub says when it is ready.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use fleetwave_hub::HubServer;
+use serde_json::json;
+
+use super::args::{Serve, TierName};
+use super::home::{Home, Keys};
+
+/// The port that HTTPS clients use if they are told none.
+const HTTPS: u16 = 443;
+
+/// What there is to know about a running hub.
+pub(super) struct Ready {
+    names: Vec<String>,
+    service: String,
+    provisioning: String,
+    id_scope: String,
+    ca: PathBuf,
+    state: PathBuf,
+    tier: TierName,
+    units: u32,
+    mqtt: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    amqps: Option<SocketAddr>,
+    plain_mqtt: Option<SocketAddr>,
+    admin: SocketAddr,
+}
+
+impl Ready {
+    pub(super) fn of(
+        arguments: &Serve,
+        hub: &HubServer,
+        home: &Home,
+        keys: &Keys,
+        names: &[String],
+        admin: SocketAddr,
+    ) -> Self {
+        let https = hub.https_address();
+        // Only some clients take a port there, but none finds the hub without it.
+        let host = match https {
+            Some(address) if address.port() != HTTPS => format!("{}:{}", names[0], address.port()),
+            _ => names[0].clone(),
+        };
+        Self {
+            names: names.to_vec(),
+            service: keys.service_connection_string(&host),
+            provisioning: keys.provisioning_connection_string(&host),
+            id_scope: keys.id_scope.clone(),
+            ca: home.ca(),
+            state: home.state.clone(),
+            tier: arguments.tier,
+            units: arguments.units,
+            mqtt: hub.tls_address(),
+            https,
+            amqps: hub.amqps_address(),
+            plain_mqtt: hub.address(),
+            admin,
+        }
+    }
+
+    /// For machines: one line.
+    pub(super) fn json(&self) -> String {
+        let port = |address: Option<SocketAddr>| address.map(|address| address.port());
+        let ready = json!({
+            "event": "ready",
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "hub_name": self.names[0],
+            "names": self.names,
+            "service_connection_string": self.service,
+            "provisioning_connection_string": self.provisioning,
+            "id_scope": self.id_scope,
+            "ca": self.ca,
+            "mqtt_port": port(self.mqtt),
+            "https_port": port(self.https),
+            "amqps_port": port(self.amqps),
+            "plain_mqtt_port": port(self.plain_mqtt),
+            "admin": format!("http://{}", self.admin),
+        });
+        format!("{ready}\n")
+    }
+}
+
+/// For people. Lines have at most 100 columns, as far as names and paths let them.
+pub(super) fn table(ready: &Ready) -> String {
+    let mut text = format!("fleetwave hub {} is ready; Ctrl-C ends it\n\n", env!("CARGO_PKG_VERSION"));
+    let mut row = |name: &str, value: &str| {
+        writeln!(text, "  {name:<14}{value}").expect("a string takes everything");
+    };
+    let at = |address: Option<SocketAddr>| address.map_or("not served".to_owned(), |at| at.to_string());
+    row("names", &ready.names.join(", "));
+    row("MQTT", &format!("{}, TLS", at(ready.mqtt)));
+    if ready.plain_mqtt.is_some() {
+        row("", &format!("{}, without TLS", at(ready.plain_mqtt)));
+    }
+    row("HTTPS", &format!("{}, MQTT over WebSocket, too", at(ready.https)));
+    row("AMQP", &format!("{}, TLS", at(ready.amqps)));
+    row("admin", &format!("http://{}/healthz, /metrics, /ca.pem", ready.admin));
+    row("limits", &limits(ready));
+    row("certificate", &ready.ca.display().to_string());
+    row("keys", &ready.state.join("keys.json").display().to_string());
+    row("devices", "in memory: they are gone when it ends");
+    row("DPS id scope", &ready.id_scope);
+    let ca = ready.ca.display();
+    write!(
+        text,
+        "
+Connection string of the service, with all rights:
+{}
+
+Connection string of the provisioning service:
+{}
+
+To make the hub's certificate known:
+  Python  azure-iot-device   server_verification_cert=open({ca:?}).read()
+          azure-iot-hub      REQUESTS_CA_BUNDLE={ca}
+  Node    azure-iot-device   client.setOptions({{ ca: fs.readFileSync({ca:?}, 'utf8') }})
+          azure-iothub       NODE_EXTRA_CA_CERTS={ca}
+  Others  docs/sdks.md
+",
+        ready.service, ready.provisioning,
+    )
+    .expect("a string takes everything");
+    text
+}
+
+fn limits(ready: &Ready) -> String {
+    let units = if ready.units == 1 { "1 unit".to_owned() } else { format!("{} units", ready.units) };
+    match ready.tier {
+        TierName::None => "none (--tier S1 keeps IoT Hub's)".to_owned(),
+        TierName::S1 => format!("those of S1, {units}"),
+        TierName::S2 => format!("those of S2, {units}"),
+        TierName::S3 => format!("those of S3, {units}"),
+    }
+}

@@ -1,0 +1,114 @@
+//! The grammar of `fleetwave hub`.
+
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::scenario::quantity::Span;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fleetwave hub --https-port 8443
+  fleetwave hub --name my-hub.azure-devices.net --data ~/hub --tier S1
+
+It ends by Ctrl-C or SIGTERM: connections are closed, and what is to be kept is written. A second one ends at once.
+
+Exit codes:
+  0  it was asked to end, and did
+  2  wrong usage
+  1  anything else, e.g. a port in use")]
+pub(crate) struct Hub {
+    #[command(flatten)]
+    pub(super) serve: Serve,
+}
+
+/// Where a hub keeps what it has to keep.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Place {
+    /// Keep the hub's keys in this directory
+    #[arg(long, value_name = "DIR", help_heading = "What is kept")]
+    pub(super) data: Option<PathBuf>,
+
+    /// Directory of the certificates [default: `certs` in --data, or in the user's data directory]
+    #[arg(long, value_name = "DIR", help_heading = "What is kept")]
+    pub(super) cert_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// A name that the hub answers to, beside `localhost`; may be given more than once, the first is in connection
+    /// strings [default: localhost]
+    #[arg(long, value_name = "NAME", help_heading = "What it is")]
+    pub(super) name: Vec<String>,
+
+    /// The tier whose limits it keeps
+    #[arg(long, value_enum, ignore_case = true, default_value = "none", help_heading = "What it is")]
+    pub(super) tier: TierName,
+
+    /// The tier's units
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What it is")]
+    pub(super) units: u32,
+
+    /// Apply configurations at multiples of this time, as IoT Hub does every five minutes [default: at once]
+    #[arg(long, value_name = "SPAN", help_heading = "What it is")]
+    pub(super) config_cycle: Option<Span>,
+
+    /// A file with an authority's certificate in PEM form, for devices that are registered with one; may be given
+    /// more than once
+    #[arg(long, value_name = "FILE", help_heading = "What it is")]
+    pub(super) device_ca: Vec<PathBuf>,
+
+    /// Threads that serve devices [default: one for each core]
+    #[arg(long, value_name = "N", help_heading = "What it is")]
+    pub(super) threads: Option<NonZeroUsize>,
+
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", help_heading = "Where it listens")]
+    pub(super) bind: IpAddr,
+
+    /// Port of MQTT over TLS; like all ports, 0 takes a free one. Device SDKs know no other than 8883
+    #[arg(long, value_name = "PORT", default_value_t = 8883, help_heading = "Where it listens")]
+    pub(super) mqtt_port: u16,
+
+    /// Port of the REST operations, and of MQTT over WebSocket
+    #[arg(long, value_name = "PORT", default_value_t = 443, help_heading = "Where it listens")]
+    pub(super) https_port: u16,
+
+    /// Port of AMQP for service SDKs
+    #[arg(long, value_name = "PORT", default_value_t = 5671, help_heading = "Where it listens")]
+    pub(super) amqps_port: u16,
+
+    /// Port of health, metrics and the certificate: plain HTTP, on loopback only
+    #[arg(long, value_name = "PORT", default_value_t = 8484, help_heading = "Where it listens")]
+    pub(super) admin_port: u16,
+
+    /// Listen for MQTT without TLS, too: keys can be read on the way [default: off]
+    #[arg(long, value_name = "PORT", help_heading = "Where it listens")]
+    pub(super) plain_mqtt_port: Option<u16>,
+
+    #[command(flatten)]
+    pub(super) place: Place,
+
+    /// Does nothing: MQTT over WebSocket is always served, on the HTTPS port
+    #[arg(long, hide = true)]
+    pub(super) ws: bool,
+
+    /// Print one line of JSON when it is ready, in place of the table
+    #[arg(long, help_heading = "What it prints")]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum TierName {
+    #[default]
+    None,
+    #[value(name = "S1")]
+    S1,
+    #[value(name = "S2")]
+    S2,
+    #[value(name = "S3")]
+    S3,
+}

@@ -1,0 +1,46 @@
+//! `fleetwave hub`: a local IoT Hub as a process.
+
+mod announce;
+mod args;
+mod home;
+mod serve;
+
+use std::io;
+use std::path::PathBuf;
+
+use fleetwave_hub::StartError;
+use fleetwave_hub::admin::AdminError;
+use fleetwave_hub::pki::PkiError;
+
+pub(super) use args::Hub;
+
+use super::CliError;
+
+/// Why a hub cannot run, or be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HubError {
+    #[error(
+        "there is no place for the hub's keys and certificates\n  = help: give one by --data or --cert-dir; without \
+         them it is in $XDG_DATA_HOME or $HOME, and neither is set"
+    )]
+    NoHome,
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{} holds no keys of a hub: {why}\n  = help: remove it, and new keys are made", path.display())]
+    Keys { path: PathBuf, why: String },
+    #[error(transparent)]
+    Certificates(#[from] PkiError),
+    #[error("{problem}\n  = help: {fix}")]
+    Port { problem: String, fix: String },
+    #[error("the hub cannot start")]
+    Start(#[from] StartError),
+    #[error("the hub's admin port cannot be opened")]
+    Admin(#[from] AdminError),
+}
+
+/// Does what the arguments say, and returns the exit code.
+pub(super) fn run(arguments: &Hub) -> Result<u8, CliError> {
+    serve::serve(&arguments.serve)
+}
