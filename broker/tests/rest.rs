@@ -9,6 +9,8 @@ mod rest {
     mod client;
     mod configurations;
     mod devices;
+    mod digital_twins;
+    mod isolation;
     mod jobs;
     mod methods;
     mod modules;

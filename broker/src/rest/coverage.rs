@@ -10,12 +10,14 @@ pub fn coverage() -> String {
     let mut page = String::from(
         "# What the hub's HTTPS surface covers\n\n\
          Made from the router by `cargo test -p fleetwave-hub coverage`; `UPDATE_DOCS=1` in front of it writes it anew.\n\
-         What is not modelled is answered with 501 and its name.\n",
+         What is not modelled is answered with 501 and its name. Who may is said as the right that a shared access policy\n\
+         needs.\n",
     );
     for (title, operations) in TABLES {
         let _ = write!(
             page,
-            "\n## {title}\n\n| operation | request | SDK calls | test | not modelled |\n|---|---|---|---|---|\n"
+            "\n## {title}\n\n| operation | request | who may | SDK calls | test | not modelled |\n\
+             |---|---|---|---|---|---|\n"
         );
         for operation in *operations {
             let short = match operation.handler {
@@ -25,7 +27,8 @@ pub fn coverage() -> String {
             let (name, verb, path) = (operation.name, operation.method.name(), operation.path);
             let test =
                 if operation.test.is_empty() { String::new() } else { format!("`{}`", operation.test) };
-            let _ = writeln!(page, "| {name} | `{verb} {path}` | {} | {test} | {short} |", operation.sdk);
+            let (who, sdk) = (operation.access, operation.sdk);
+            let _ = writeln!(page, "| {name} | `{verb} {path}` | {who} | {sdk} | {test} | {short} |");
         }
     }
     page

@@ -20,6 +20,8 @@ pub(crate) enum ApiError {
     Other { status: StatusCode, name: &'static str, message: String },
     /// The hub does not model it.
     NotModelled(&'static str),
+    /// The path takes other methods.
+    OtherMethod { allowed: String },
     /// The provisioning service refuses; its errors have a shape of their own.
     Provisioning(DpsError),
     /// A direct method ended without an answer: its error has a shape of its own.
@@ -84,6 +86,7 @@ impl ApiError {
                 StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
             }
             Self::NotModelled(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::OtherMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
 
@@ -92,6 +95,7 @@ impl ApiError {
             Self::Hub(error) | Self::Method(error) => error.code.name(),
             Self::Other { name, .. } => name,
             Self::NotModelled(_) => "NotModelled",
+            Self::OtherMethod { .. } => ErrorCode::GenericMethodNotAllowed.name(),
             Self::Provisioning(_) => "ProvisioningServiceError",
         }
     }
@@ -102,6 +106,7 @@ impl ApiError {
             Self::Hub(error) | Self::Method(error) => error.message.as_ref(),
             Self::Other { message, .. } => message,
             Self::NotModelled(feature) => feature,
+            Self::OtherMethod { allowed } => &format!("this path takes {allowed}"),
             Self::Provisioning(error) => &error.message,
         };
         let body = match self {
@@ -129,6 +134,9 @@ impl ApiError {
         let mut reply = Reply::json(self.status(), &body).with("iothub-errorcode", self.name());
         if self.status() == StatusCode::TOO_MANY_REQUESTS {
             reply = reply.with(header::RETRY_AFTER, "1");
+        }
+        if let Self::OtherMethod { allowed } = self {
+            reply = reply.with(header::ALLOW, allowed.as_str());
         }
         if self.status() == StatusCode::UNAUTHORIZED {
             reply = reply.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("SharedAccessSignature"));

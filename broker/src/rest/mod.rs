@@ -14,6 +14,7 @@ mod server;
 mod bulk;
 mod configurations;
 mod devices;
+mod digital;
 mod identity;
 mod jobs;
 mod methods;

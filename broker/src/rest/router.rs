@@ -1,5 +1,6 @@
 //! The table of operations, and how a request finds its own.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -31,6 +32,16 @@ pub(crate) enum Access {
     Device,
     /// Anybody; the operation checks for itself.
     Own,
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(rights) => rights.fmt(f),
+            Self::Device => write!(f, "the device, or {}", Rights::DEVICE_CONNECT),
+            Self::Own => f.write_str("by its own check"),
+        }
+    }
 }
 
 /// One operation of the HTTPS surface.
@@ -132,6 +143,7 @@ pub(crate) const TABLES: &[(&str, &[Operation])] = &[
     ("Direct methods", super::methods::OPERATIONS),
     ("Queries", super::query::OPERATIONS),
     ("Configurations", super::configurations::OPERATIONS),
+    ("Digital twins", super::digital::OPERATIONS),
     ("Jobs", super::jobs::OPERATIONS),
     ("Statistics", super::statistics::OPERATIONS),
     ("Device provisioning", super::provisioning::OPERATIONS),
@@ -141,23 +153,23 @@ pub(crate) const TABLES: &[(&str, &[Operation])] = &[
 /// What became of the search for an operation.
 pub(crate) enum Found {
     Operation(&'static Operation, Vec<String>),
-    /// The path is one, with other methods.
-    OtherMethod,
+    /// The path is one, with these other methods.
+    OtherMethod(Vec<&'static str>),
     Nothing,
 }
 
 /// The operation of a method and an encoded path.
 pub(crate) fn find(method: &Method, path: &str) -> Found {
-    let mut other_method = false;
+    let mut others = Vec::new();
     for operation in TABLES.iter().flat_map(|(_, operations)| *operations) {
         if let Some(params) = match_path(operation.path, path) {
             if operation.method.name() == method.as_str() {
                 return Found::Operation(operation, params);
             }
-            other_method = true;
+            others.push(operation.method.name());
         }
     }
-    if other_method { Found::OtherMethod } else { Found::Nothing }
+    if others.is_empty() { Found::Nothing } else { Found::OtherMethod(others) }
 }
 
 /// The parameters of a path that fits a pattern.

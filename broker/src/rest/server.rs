@@ -138,10 +138,7 @@ impl RestServer {
                 tracing::warn!(method = %parts.method, path = parts.uri.path(), "no such operation in this hub");
                 ("", Err(ApiError::NotModelled("this operation (see docs/hub-coverage.md)")))
             }
-            Found::OtherMethod => {
-                tracing::warn!(method = %parts.method, path = parts.uri.path(), "no such method on this path");
-                ("", Err(ApiError::NotModelled("this method on this path (see docs/hub-coverage.md)")))
-            }
+            Found::OtherMethod(allowed) => ("", Err(ApiError::OtherMethod { allowed: allowed.join(", ") })),
             Found::Operation(operation, params) => {
                 let outcome = self.operation(operation, params, &parts, body, peer).await;
                 (operation.name, outcome)

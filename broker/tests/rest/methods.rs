@@ -10,7 +10,7 @@ fn call(rig: &Rig, path: &str, body: Value) -> Got {
 }
 
 /// A device that answers methods, one with each of these statuses and bodies, and gives back what it was sent.
-fn device(
+pub(super) fn device(
     rig: &Rig,
     id: &'static str,
     answers: Vec<(u16, Vec<u8>)>,

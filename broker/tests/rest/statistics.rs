@@ -26,7 +26,12 @@ fn who_may_not_is_told_so_and_what_is_not_there_has_a_name() {
     }
     rig.ask_with(Method::GET, path, &[("authorization", &rig.token("registryRead"))], None);
     rig.get("/no/such/thing").refused(501, "NotModelled");
-    rig.ask(Method::POST, path, None).refused(501, "NotModelled");
+    let other = rig.ask(Method::POST, path, None);
+    other.refused(405, "GenericMethodNotAllowed");
+    assert_eq!(other.header("allow"), Some("GET"));
+    for method in [Method::HEAD, Method::OPTIONS] {
+        assert_eq!(rig.ask(method, "/twins/d", None).status, 405);
+    }
 }
 
 #[test]
