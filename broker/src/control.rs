@@ -458,7 +458,7 @@ impl HubControl {
         }
     }
 
-    fn shard_of(&self, device: &str) -> usize {
+    pub(crate) fn shard_of(&self, device: &str) -> usize {
         self.assign.shard(device, self.shards.len())
     }
 

@@ -21,6 +21,7 @@ use crate::events::{EventKind, EventSink, HubEvent};
 use crate::exposition::Instruments;
 use crate::hooks::{Hooks, Replies, Reply, Telemetry};
 use crate::metrics::HubMetrics;
+use crate::store::StoreError;
 
 /// How long a method that a hook called waits for the device to connect: not at all.
 const NO_WAIT: Duration = Duration::ZERO;
@@ -97,7 +98,10 @@ enum Caller {
 /// Makes durable what a shard did in a turn, before anybody hears of it.
 pub(crate) trait Journal: Send {
     /// Writes what has changed since the last call, and returns once it is durable.
-    fn commit(&mut self, now: Now, hub: &mut Hub);
+    ///
+    /// # Errors
+    /// If that cannot be done any more: nobody may hear of the changes.
+    fn commit(&mut self, hub: &mut Hub) -> Result<(), StoreError>;
 }
 
 /// What an input was about, for the outputs that answer it.
@@ -199,13 +203,27 @@ impl Engine {
     }
 
     /// Ends a turn: makes it durable, then lets its answers go.
-    pub(crate) fn commit(&mut self) {
+    ///
+    /// # Errors
+    /// If it cannot be made durable: nothing of the turn may leave the shard.
+    pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
         if let Some(journal) = &mut self.journal {
-            let now = self.clock.now();
-            journal.commit(now, &mut self.hub);
+            journal.commit(&mut self.hub)?;
         }
         for release in self.held.drain(..) {
             release();
+        }
+        Ok(())
+    }
+
+    /// Tells those who follow what happens of what ended while the hub was down.
+    pub(crate) fn tell_restored(&self, outputs: Vec<Output>) {
+        let now = self.now();
+        for output in outputs {
+            // Nobody is connected; there is nothing else to tell.
+            if let Output::Feedback { device, message, status, at } = output {
+                self.publish(now, device, EventKind::Feedback { message: &message, status, at });
+            }
         }
     }
 

@@ -36,6 +36,7 @@ mod reactor;
 pub mod rest;
 mod server;
 mod session;
+pub mod store;
 pub mod tls;
 mod transport;
 mod view;

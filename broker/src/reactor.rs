@@ -23,6 +23,7 @@ use crate::inbox::{Inbox, Message};
 use crate::listen::{ACCEPT_PAUSE, Port};
 use crate::memory::{Batch, Event, HubPort};
 use crate::session::{End, Sessions, Stage};
+use crate::store::StoreError;
 use crate::transport::memory::Wire;
 use crate::transport::tcp::Received;
 use crate::transport::tls::TlsLine;
@@ -138,9 +139,26 @@ impl Shard {
             self.engine.instruments().turn(began.elapsed());
         }
         self.drop_connections();
-        self.engine.commit();
-        self.sessions.let_go();
-        self.sessions.transports.flush();
+        match self.engine.commit() {
+            Ok(()) => {
+                self.sessions.let_go();
+                self.sessions.transports.flush();
+            }
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    /// Nothing can be made durable any more: ends without telling anybody anything, and the other shards with it.
+    fn give_up(&mut self, error: &StoreError) {
+        if !self.stopping {
+            tracing::error!(shard = self.index, %error, "a shard ends");
+            for shard in self.shards.iter() {
+                // One that has ended already is fine.
+                let _ = shard.send(Message::Command(Command::Stop));
+            }
+        }
+        self.stopping = true;
+        self.sessions.abandon();
     }
 
     fn turn(&mut self, events: &Events) {
@@ -185,7 +203,9 @@ impl Shard {
         self.engine.tick(&mut self.sessions);
         self.sessions.expire(now);
         self.settle();
-        self.engine.commit();
+        if let Err(error) = self.engine.commit() {
+            return self.give_up(&error);
+        }
         self.sessions.let_go();
         self.settle();
         self.sessions.transports.flush();

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use fleetwave_hub_core::Options;
 use fleetwave_hub_core::throttle::{Throttles, Tier};
-use fleetwave_hub_core::{Hub, Options};
 use fleetwave_protocol::sas::Key;
 use mio::{Poll, Waker};
 use rustls::ServerConfig;
@@ -19,7 +20,7 @@ use crate::auth::Gate;
 use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
 use crate::dps::{Dps, DpsSettings, Provisioning};
-use crate::engine::{Engine, EngineParts};
+use crate::engine::{Engine, EngineParts, Journal};
 use crate::events::{CloudEvents, EventOptions, EventSink};
 use crate::exposition::Instruments;
 use crate::front::{Bound, Front, Service};
@@ -32,6 +33,7 @@ use crate::policy::{HostNames, Policies, Policy};
 use crate::reactor::{Door, Parts, Shard, WAKER};
 use crate::rest::{Api, RestServer};
 use crate::session::Sessions;
+use crate::store::{OpenError, Restored, Store};
 use crate::transport::Transports;
 use crate::transport::memory::Memory;
 use crate::transport::tcp::Tcp;
@@ -48,6 +50,9 @@ pub enum StartError {
     /// What was given as a devices' authority is none.
     #[error(transparent)]
     DeviceCa(#[from] NotAnAuthority),
+    /// What the hub is to keep on disk cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
     /// A shard's thread, or what it waits with, could not be made.
     #[error("the hub could not start a shard: {0}")]
     Shard(#[source] io::Error),
@@ -79,6 +84,7 @@ pub struct HubServerBuilder {
     amqps: Option<(SocketAddr, Option<Arc<ServerConfig>>)>,
     event_options: EventOptions,
     dps: Option<DpsSettings>,
+    data: Option<PathBuf>,
 }
 
 impl HubServerBuilder {
@@ -162,6 +168,14 @@ impl HubServerBuilder {
         self
     }
 
+    /// Keeps the hub in this folder, which is made if it is not there: what was acknowledged outlives the hub. In memory
+    /// only if not set.
+    #[must_use]
+    pub fn data(mut self, folder: impl AsRef<Path>) -> Self {
+        self.data = Some(folder.as_ref().to_owned());
+        self
+    }
+
     /// The tier and units whose limits the hub keeps; none if not set.
     #[must_use]
     pub fn tier(mut self, tier: Tier, units: u32) -> Self {
@@ -207,8 +221,13 @@ impl HubServerBuilder {
     /// Listens and serves.
     ///
     /// # Errors
-    /// If the address is taken or not of this machine, or threads or descriptors are out.
-    pub fn start(mut self) -> Result<HubServer, StartError> {
+    /// If the address is taken or not of this machine, the folder cannot be used, or threads or descriptors are out.
+    pub fn start(self) -> Result<HubServer, StartError> {
+        let store = self.data.as_deref().map_or_else(|| Ok(Store::none()), Store::open)?;
+        self.start_with(store)
+    }
+
+    pub(crate) fn start_with(mut self, store: Store) -> Result<HubServer, StartError> {
         let tcp = self.tcp.map(Port::bind).transpose()?.map(Arc::new);
         let tls = match self.tls {
             Some((address, config)) => Some((Arc::new(Port::bind(address)?), config)),
@@ -228,6 +247,13 @@ impl HubServerBuilder {
             group_key: self.group_key.clone(),
             authorities: Authorities::from_pem(self.device_cas.iter().map(String::as_str))?,
         });
+        let restored = store.restore(self.shards, self.options, &self.assign, self.clock.now())?;
+        let health = Health::default();
+        if store.is_durable() {
+            health.good("store");
+            let health = health.clone();
+            store.on_failure(move |error| health.bad("store", error.to_string()));
+        }
         let instruments = Instruments::new();
         let mut polls = Vec::with_capacity(self.shards);
         let mut inboxes = Vec::with_capacity(self.shards);
@@ -285,7 +311,8 @@ impl HubServerBuilder {
         }
         let server = HubServer {
             control,
-            health: Health::default(),
+            health,
+            store: store.clone(),
             https_address,
             amqps_address,
             cloud,
@@ -299,7 +326,8 @@ impl HubServerBuilder {
             threads: Mutex::new(Vec::with_capacity(self.shards)),
         };
         let sinks: Arc<[Arc<dyn EventSink>]> = std::mem::take(&mut self.sinks).into();
-        for (index, (poll, inbox)) in polls.into_iter().enumerate() {
+        for (index, ((poll, inbox), restored)) in polls.into_iter().zip(restored).enumerate() {
+            let Restored { hub, outputs } = restored;
             let registry = poll.registry().try_clone().map_err(StartError::Shard)?;
             let second = registry.try_clone().map_err(StartError::Shard)?;
             let transports =
@@ -307,7 +335,6 @@ impl HubServerBuilder {
             let plain = tcp.iter().map(|port| Door::new(port.clone(), None));
             let secure = tls.iter().map(|(port, config)| Door::new(port.clone(), Some(config.clone())));
             let doors = plain.chain(secure).collect();
-            let hub = Hub::new(self.options);
             let hooks = (self.hooks)(index);
             let engine = Engine::new(EngineParts {
                 hub,
@@ -315,9 +342,10 @@ impl HubServerBuilder {
                 hooks,
                 throttles: throttles.clone(),
                 sinks: sinks.clone(),
-                journal: None,
+                journal: store.journal().map(|journal| Box::new(journal) as Box<dyn Journal>),
                 instruments: instruments.clone(),
             });
+            engine.tell_restored(outputs);
             let shard = Shard::new(Parts {
                 index,
                 shards: shards.clone(),
@@ -359,6 +387,7 @@ fn handle(inbox: &Inbox) -> ShardHandle {
 pub struct HubServer {
     control: HubControl,
     health: Health,
+    store: Store,
     connector: MemoryConnector,
     websockets: Option<Bridge>,
     stopping: watch::Sender<bool>,
@@ -395,6 +424,7 @@ impl HubServer {
             amqps: None,
             event_options: EventOptions::default(),
             dps: None,
+            data: None,
         }
     }
 
@@ -402,6 +432,12 @@ impl HubServer {
     #[must_use]
     pub fn control(&self) -> HubControl {
         self.control.clone()
+    }
+
+    /// What the hub keeps on disk, for those who have tables of their own in it.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        self.store.clone()
     }
 
     /// How its parts are.

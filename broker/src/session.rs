@@ -497,6 +497,20 @@ impl Sessions {
         }
     }
 
+    /// Closes all connections without another byte: what they would be told is not durable.
+    pub(crate) fn abandon(&mut self) {
+        self.waiting.clear();
+        for (line, _) in std::mem::take(&mut self.closing) {
+            self.transports.close(line);
+        }
+        for index in self.indices() {
+            if let Some(removed) = self.remove(index) {
+                self.transports.close(removed.line);
+            }
+        }
+        self.transports.flush();
+    }
+
     /// Sends what waited until the turn was durable.
     pub(crate) fn let_go(&mut self) {
         for (index, serial) in std::mem::take(&mut self.waiting) {
