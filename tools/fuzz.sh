@@ -11,7 +11,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/../fuzz"
 
-readonly TARGETS=(query rest_json sas topic mqtt_packet)
+readonly TARGETS=(query rest_json sas topic mqtt_packet amqp)
 readonly TOOLCHAIN=${FUZZ_TOOLCHAIN-nightly}
 readonly SANITIZER=${FUZZ_SANITIZER-none}
 seconds=${1-60}
@@ -25,7 +25,7 @@ if (($#)); then targets=("$@"); else targets=("${TARGETS[@]}"); fi
 failed=0
 for target in "${targets[@]}"; do
     options=(--sanitizer "$SANITIZER")
-    if [[ $target == mqtt_packet ]]; then options+=(--features runtime); fi
+    if [[ $target == mqtt_packet || $target == amqp ]]; then options+=(--features runtime); fi
     mkdir -p "corpus/$target" "seeds/$target"
     arguments=("-max_total_time=$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1)
     if [[ -e dictionaries/$target.txt ]]; then arguments+=("-dict=dictionaries/$target.txt"); fi

@@ -6,6 +6,8 @@ use rumqttc::mqttbytes::v4::Packet;
 use crate::auth::Claim;
 use crate::codec;
 
+pub use crate::amqp::fuzz_amqp as amqp;
+
 /// Reads all packets of a client, whole and byte by byte, and what its CONNECT claims.
 ///
 /// # Panics

@@ -26,7 +26,11 @@ mod websocket;
 
 #[cfg(test)]
 mod desk_tests;
+#[cfg(fuzzing)]
+mod fuzz;
 
 pub(crate) use desk::Shared;
+#[cfg(fuzzing)]
+pub use fuzz::amqp as fuzz_amqp;
 pub(crate) use readers::Readers;
 pub(crate) use service::AmqpService;

@@ -17,7 +17,8 @@ pub struct EventOptions {
     pub partitions: usize,
     /// How much each keeps.
     pub retention: Retention,
-    /// What is logged. A new IoT Hub routes telemetry alone to its endpoint.
+    /// What is logged; all unless set otherwise. In IoT Hub, routes decide it, which are not modelled: a new hub
+    /// routes telemetry alone.
     pub sources: Vec<Source>,
     /// The name that the Event-Hub-compatible endpoint has, and that the hub has in its own events; if none is set,
     /// the first part of the hub's first name that is not `localhost`.
@@ -26,7 +27,7 @@ pub struct EventOptions {
 
 impl Default for EventOptions {
     fn default() -> Self {
-        Self { partitions: 4, retention: Retention::default(), sources: vec![Source::Telemetry], name: None }
+        Self { partitions: 4, retention: Retention::default(), sources: Source::ALL.into(), name: None }
     }
 }
 

@@ -27,6 +27,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Telemetry, Self::TwinChanges, Self::Lifecycle, Self::ConnectionState];
+
     /// The name that stands in `iothub-message-source`.
     #[must_use]
     pub const fn name(self) -> &'static str {
