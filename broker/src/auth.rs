@@ -72,6 +72,11 @@ impl<'a> Claim<'a> {
         Ok(Self { id, model, host, password: &login.password })
     }
 
+    /// A device or module that speaks over HTTPS. The token is empty if it shows a certificate.
+    pub(crate) fn over_https(id: &'a str, host: &'a str, token: &'a str) -> Self {
+        Self { id, model: None, host, password: token }
+    }
+
     /// The resource that it opens.
     fn resource(&self) -> String {
         let host = self.host;
@@ -122,6 +127,30 @@ impl Gate {
             return Err(not_authorized(SasError::Expired));
         }
         Ok(token.expires)
+    }
+
+    /// Checks what a client shows that names something which is not registered: nobody without a token of the right
+    /// form is told so. Its signature can't be checked; so of a device that is registered (`beside_known`) nobody
+    /// without a policy's token is told which modules it has.
+    pub(crate) fn check_unknown(
+        &self,
+        claim: &Claim<'_>,
+        beside_known: bool,
+        wall: WallTime,
+    ) -> Result<(), Refused> {
+        let token = Token::parse(claim.password).map_err(not_authorized)?;
+        let resource = claim.resource();
+        if token.policy.is_some() {
+            let checked = self.policies.check_parsed(&token, &resource, Rights::DEVICE_CONNECT, wall);
+            return checked.map(drop).map_err(not_authorized);
+        }
+        if !self.policies.hosts().cover(&token.resource, &resource) {
+            return Err(not_authorized(SasError::WrongResource));
+        }
+        if beside_known {
+            return Err(not_authorized(SasError::WrongKey));
+        }
+        if token.expires <= wall { Err(not_authorized(SasError::Expired)) } else { Ok(()) }
     }
 
     fn check_certificate(

@@ -118,6 +118,12 @@ enum Context<'a> {
         properties: &'a str,
         body: &'a [u8],
     },
+    /// A message of a device that need not be connected.
+    Post {
+        properties: &'a str,
+        body: &'a [u8],
+        done: &'a mut Option<Result<Done, Box<HubError>>>,
+    },
     /// What the back end asked for.
     Service(&'a mut Option<Result<Done, Box<HubError>>>),
 }
@@ -536,6 +542,26 @@ impl Engine {
     ) {
         let input = Input::Telemetry { device, properties, body };
         self.run(input, Context::Telemetry { properties, body }, outlet);
+        self.send_replies(device, outlet);
+    }
+
+    /// A device that need not be connected sends a message.
+    pub(crate) fn post(
+        &mut self,
+        device: DeviceIx,
+        properties: &str,
+        body: &[u8],
+        outlet: &mut (impl Outlet + ?Sized),
+    ) -> Result<Done, Box<HubError>> {
+        let mut done = None;
+        let input = Input::Post { device, properties, body };
+        self.run(input, Context::Post { properties, body, done: &mut done }, outlet);
+        self.send_replies(device, outlet);
+        done.unwrap_or(Ok(Done::Posted))
+    }
+
+    /// Sends what hooks answered to a message, or puts it off.
+    fn send_replies(&mut self, device: DeviceIx, outlet: &mut (impl Outlet + ?Sized)) {
         let at = self.now().at;
         let mut queue = std::mem::take(&mut self.replies.queue);
         for (delay, reply) in queue.drain(..) {
@@ -815,14 +841,16 @@ impl Engine {
             Output::MethodResult { tag, result } => self.method_result(now, tag, result),
             Output::Telemetry { device } => {
                 self.metrics.telemetry += 1;
-                if let Context::Telemetry { properties, body } = *context {
+                if let Context::Telemetry { properties, body } | Context::Post { properties, body, .. } =
+                    *context
+                {
                     let message = Telemetry { device: self.hub.id(device), properties, body };
                     self.hooks.telemetry(now, message, &mut self.replies);
                     self.publish(now, device, EventKind::Telemetry { properties, body });
                 }
             }
             Output::Service(result) => {
-                if let Context::Service(done) = context {
+                if let Context::Service(done) | Context::Post { done, .. } = context {
                     **done = Some(result);
                 }
             }

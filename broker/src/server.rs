@@ -302,8 +302,12 @@ impl HubServerBuilder {
         let connector = MemoryConnector::new(shards.clone(), self.assign.clone());
         let mut websockets = None;
         if let Some((bound, tls)) = https {
-            let api =
-                Arc::new(Api::new(control.clone(), policies, Arc::new(Jobs::new(self.tier)), dps.clone()));
+            let api = Arc::new(Api::new(
+                control.clone(),
+                gate.clone(),
+                Arc::new(Jobs::new(self.tier)),
+                dps.clone(),
+            ));
             let bridge = Bridge::new(&connector).map_err(StartError::Shard)?;
             websockets = Some(bridge.clone());
             let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge), Arc::new(amqp)] };

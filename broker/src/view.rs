@@ -55,6 +55,14 @@ impl<'a> ShardView<'a> {
         done
     }
 
+    /// Takes a message of a device that need not be connected: whoever calls has checked who it is.
+    ///
+    /// # Errors
+    /// 413001 if it is larger than a message may be.
+    pub fn post(&mut self, device: DeviceIx, properties: &str, body: &[u8]) -> Result<(), Box<HubError>> {
+        self.engine.post(device, properties, body, self.outlet).map(drop)
+    }
+
     /// Calls a direct method; `outcome` is called once, on the shard's thread, at the latest after both timeouts.
     pub fn invoke(
         &mut self,

@@ -8,6 +8,7 @@ mod rest {
     mod bulk;
     mod client;
     mod configurations;
+    mod device;
     mod devices;
     mod digital_twins;
     mod isolation;

@@ -403,6 +403,9 @@ impl Hub {
             Input::Telemetry { device, properties, body } => {
                 self.telemetry(now, device, properties.len() + body.len(), out);
             }
+            Input::Post { device, properties, body } => {
+                self.post(now, device, properties.len() + body.len(), out);
+            }
             Input::MethodResponse { device, call, status, body } => {
                 self.answer(device, call, status, body, out);
             }

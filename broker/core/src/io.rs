@@ -160,6 +160,16 @@ pub enum Input<'a> {
         /// The payload.
         body: &'a [u8],
     },
+    /// A device that need not be connected sends a message; whoever let it do so has checked who it is. Answered like
+    /// a service's input.
+    Post {
+        /// Who.
+        device: DeviceIx,
+        /// The encoded property bag.
+        properties: &'a str,
+        /// The payload.
+        body: &'a [u8],
+    },
     /// The device answers a direct method.
     MethodResponse {
         /// Who.
@@ -314,6 +324,8 @@ pub enum Done {
         /// How many wait now, this one included.
         depth: usize,
     },
+    /// The message of a device that need not be connected is accepted; [`Output::Telemetry`] follows.
+    Posted,
     /// The queue is empty.
     Purged {
         /// How many were dropped.

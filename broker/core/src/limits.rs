@@ -116,6 +116,17 @@ fn check_key(key: &str) -> Result<(), HubError> {
     }
 }
 
+/// Refuses a device-to-cloud message that is larger than one may be.
+pub(crate) fn check_d2c_size(size: usize) -> Result<(), HubError> {
+    if size <= D2C_SIZE {
+        return Ok(());
+    }
+    Err(HubError::new(
+        ErrorCode::MessageTooLarge,
+        format!("the message has {size} bytes, the limit is {D2C_SIZE}"),
+    ))
+}
+
 /// Checks the id of a device (`what` is "device") or of a module.
 pub(crate) fn check_id(what: &str, id: &str) -> Result<(), HubError> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-.+%_#*?!(),:;=@$'".contains(&b);

@@ -7,7 +7,7 @@ use fleetwave_protocol::Now;
 
 use crate::error::{ErrorCode, HubError};
 use crate::hub::{Cycle, Hub};
-use crate::io::{CloseReason, DeviceIx, Output, Patch, Refusal, Topics};
+use crate::io::{CloseReason, DeviceIx, Done, Output, Patch, Refusal, Topics};
 use crate::limits;
 use crate::stamps::Stamp;
 use crate::store::TransitionId;
@@ -121,6 +121,18 @@ impl Hub {
         } else {
             out.push(Output::Telemetry { device: ix });
         }
+    }
+
+    /// A message of a device that need not be connected.
+    pub(crate) fn post(&mut self, now: Now, ix: DeviceIx, size: usize, out: &mut Vec<Output>) {
+        if let Err(error) = self.existing(ix).and_then(|_| limits::check_d2c_size(size)) {
+            return out.push(Output::Service(Err(Box::new(error))));
+        }
+        if let Some(device) = self.registry.get_mut(ix) {
+            device.active(now.wall);
+        }
+        out.push(Output::Service(Ok(Done::Posted)));
+        out.push(Output::Telemetry { device: ix });
     }
 
     pub(crate) fn report(

@@ -6,6 +6,7 @@
 
 mod call;
 mod coverage;
+mod device_access;
 mod error;
 mod reply;
 mod router;
@@ -13,6 +14,7 @@ mod server;
 
 mod bulk;
 mod configurations;
+mod device;
 mod devices;
 mod digital;
 mod identity;
@@ -36,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::HubControl;
+use crate::auth::Gate;
 use crate::dps::Dps;
 use crate::jobs::Jobs;
 use crate::policy::Policies;
@@ -46,6 +49,8 @@ pub(crate) struct Api {
     pub(crate) control: HubControl,
     /// Who may do what.
     pub(crate) policies: Arc<Policies>,
+    /// Who is a device.
+    pub(crate) gate: Arc<Gate>,
     /// Scheduled jobs.
     pub(crate) jobs: Arc<Jobs>,
     /// The provisioning service, if there is one.
@@ -57,15 +62,11 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(
-        control: HubControl,
-        policies: Arc<Policies>,
-        jobs: Arc<Jobs>,
-        dps: Option<Arc<Dps>>,
-    ) -> Self {
+    pub(crate) fn new(control: HubControl, gate: Arc<Gate>, jobs: Arc<Jobs>, dps: Option<Arc<Dps>>) -> Self {
         Self {
             control,
-            policies,
+            policies: gate.policies.clone(),
+            gate,
             jobs,
             dps,
             configurations: tokio::sync::Mutex::default(),

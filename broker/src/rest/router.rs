@@ -87,6 +87,22 @@ impl Operation {
         Self { name, method, path, access, limit: None, sdk: "", test: "", short: "", handler }
     }
 
+    /// An operation of a device, or of the module in the path.
+    pub(super) const fn of_device(
+        name: &'static str,
+        method: Verb,
+        path: &'static str,
+        handler: Handler,
+    ) -> Self {
+        let access = Access::Device;
+        Self { name, method, path, access, limit: None, sdk: "", test: "", short: "", handler }
+    }
+
+    /// Whether the path's second parameter names a module of the device.
+    pub(super) fn is_of_module(&self) -> bool {
+        self.path.contains("/modules/{")
+    }
+
     /// The limit that it counts against.
     pub(super) const fn limited(mut self, limit: throttle::Operation) -> Self {
         self.limit = Some(limit);
@@ -147,6 +163,7 @@ pub(crate) const TABLES: &[(&str, &[Operation])] = &[
     ("Jobs", super::jobs::OPERATIONS),
     ("Statistics", super::statistics::OPERATIONS),
     ("Device provisioning", super::provisioning::OPERATIONS),
+    ("Device side", super::device::OPERATIONS),
     ("Not modelled", super::unmodelled::OPERATIONS),
 ];
 

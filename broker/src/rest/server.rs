@@ -20,8 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::router::{self, Found, Handler};
-use super::{Access, Api, ApiError, Call, Reply};
-use crate::policy::Rights;
+use super::{Access, Api, ApiError, Call, Reply, device_access};
 use crate::tls::PeerIdentity;
 
 /// The largest body: a bulk operation of a hundred identities with their twins.
@@ -178,7 +177,7 @@ impl RestServer {
             identity: None,
             peer,
         };
-        self.authorize(operation.access, parts.uri.path(), &call)?;
+        self.authorize(operation, parts.uri.path(), &mut call).await?;
         let handler = match operation.handler {
             Handler::Does(handler) => handler,
             Handler::NotModelled(feature) => {
@@ -195,12 +194,20 @@ impl RestServer {
         handler(call).await
     }
 
-    fn authorize(&self, access: Access, path: &str, call: &Call) -> Result<(), ApiError> {
+    async fn authorize(
+        &self,
+        operation: &router::Operation,
+        path: &str,
+        call: &mut Call,
+    ) -> Result<(), ApiError> {
         let api = &self.api;
-        let rights = match access {
+        let rights = match operation.access {
             Access::Own => return Ok(()),
             Access::Policy(rights) => rights,
-            Access::Device => Rights::DEVICE_CONNECT,
+            Access::Device => {
+                call.identity = Some(device_access::authenticate(operation, call).await?);
+                return Ok(());
+            }
         };
         let token = call.header("authorization").unwrap_or_default();
         let path = bag::decode(path).unwrap_or_default();
