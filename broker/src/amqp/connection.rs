@@ -184,13 +184,20 @@ impl Connection {
         self.phase == Phase::Closed
     }
 
+    /// Whether both sides have opened and neither has closed.
+    pub(crate) fn is_running(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
     /// When [`Connection::tick`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Closed => None,
             Phase::Closing(until) => Some(until),
             Phase::Running => {
-                let heartbeat = self.remote_idle.map(|idle| self.last_sent + idle);
+                // What waits to be sent will do as well.
+                let heartbeat =
+                    self.remote_idle.filter(|_| self.output.is_empty()).map(|idle| self.last_sent + idle);
                 let silence = self.last_received + self.config.idle;
                 Some(heartbeat.map_or(silence, |heartbeat| heartbeat.min(silence)))
             }
@@ -212,7 +219,8 @@ impl Connection {
                     );
                     return self.close(now, error);
                 }
-                if self.remote_idle.is_some_and(|idle| self.last_sent + idle <= now) {
+                if self.output.is_empty() && self.remote_idle.is_some_and(|idle| self.last_sent + idle <= now)
+                {
                     frame::put_empty(&mut self.output);
                 }
             }

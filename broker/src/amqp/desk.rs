@@ -143,16 +143,22 @@ impl Desk {
 
     /// When [`Desk::tick`] has something to do.
     pub(crate) fn deadline(&self, now: Now) -> Option<Instant> {
+        let connection = self.connection.deadline();
+        if !self.connection.is_running() {
+            return connection;
+        }
         let ends = self.access.ends().map(|ends| now.at + until(ends, now.wall));
         let silent = self.opened.filter(|_| self.access.is_empty()).map(|opened| opened + UNAUTHORISED);
-        let mail = self.links.values().filter_map(|role| match role {
-            Role::Mail(mail) => mail.mailbox(&self.shared.cloud).next_expiry(),
+        // Records whose lock expires can be sent, if they can be sent.
+        let mail = self.links.iter().filter_map(|(&id, role)| match role {
+            Role::Mail(mail) if self.may_send(id) => mail.mailbox(&self.shared.cloud).next_expiry(),
             _ => None,
         });
-        if self.connection.is_closed() {
-            return None;
-        }
-        [self.connection.deadline(), ends, silent].into_iter().flatten().chain(mail).min()
+        [connection, ends, silent].into_iter().flatten().chain(mail).min()
+    }
+
+    fn may_send(&self, link: LinkId) -> bool {
+        self.connection.backlog() < BACKLOG && self.connection.can_send(link)
     }
 
     /// Closes the connection, as the hub ends.

@@ -657,6 +657,37 @@ fn a_connection_ends_with_its_token_and_never_lasts_without_one() {
     assert!(client.desk.is_closed(), "nobody may take for ever to open");
 }
 
+/// Whoever drives a desk sleeps until its deadline: one that has passed and stays would keep it busy.
+#[test]
+fn a_deadline_that_was_kept_has_gone() {
+    let shared = shared();
+    let ahead = |client: &Client| client.desk.deadline(client.now).unwrap() > client.now.at;
+    // Somebody else's lock expires, and this client has no credit.
+    shared.cloud.feedback.push("{}");
+    assert!(shared.cloud.feedback.take(Instant::ZERO, 1).is_some());
+    let mut client = Client::authorised(&shared);
+    client.receiver(0, FEEDBACK, 0);
+    client.pass(Duration::from_secs(61));
+    assert!(ahead(&client));
+    client.flow(0, 0, 1, false);
+    assert_eq!(client.bodies(), ["[{}]"]);
+    // Its token ends, and it does not answer the close.
+    for _ in 0..36 {
+        client.pass(Duration::from_secs(100));
+        client.bytes(&[0, 0, 0, 8, 2, 0, 0, 0]);
+    }
+    assert!(!client.desk.is_closed() && ahead(&client));
+    // A heartbeat is due, and cannot be sent.
+    let mut client = Client::new(&shared);
+    client.bytes(AMQP);
+    client.put(0, &Open { container_id: "c".into(), idle_time_out: Some(2000), ..Open::default() });
+    client.got();
+    client.pass(Duration::from_secs(1));
+    assert!(ahead(&client));
+    client.pass(Duration::from_secs(1));
+    assert_eq!(client.got(), [Got::Heartbeat], "and one is enough");
+}
+
 #[test]
 fn a_breach_of_the_protocol_closes_the_connection_and_says_why() {
     let shared = shared();

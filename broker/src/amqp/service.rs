@@ -26,6 +26,9 @@ const READ: usize = 32 * 1024;
 /// Bytes that may wait for the socket; no more is read from a client that does not take its answers.
 const WRITE: usize = 1 << 20;
 
+/// How long a client may take to read the last of what it is sent.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 type Done = (LinkId, Delivery, Result<(), Box<HubError>>);
 
 /// The endpoint.
@@ -114,13 +117,16 @@ impl AmqpService {
                 output = desk.take_output(clock.now());
                 written = 0;
             }
-            if output.len() == written && desk.is_closed() {
+            if desk.is_closed() {
+                let mut rest = output.split_off(written);
+                rest.append(&mut desk.take_output(clock.now()));
+                let _ = tokio::time::timeout(LAST_WORDS, writer.write_all(&rest)).await;
                 break;
             }
             let now = clock.now();
             let wait = desk.deadline(now).map_or(Duration::from_secs(3600), |at| at.since(now.at));
             let listens = desk.listens();
-            let may_read = output.len() - written < WRITE && !desk.is_closed();
+            let may_read = output.len() - written < WRITE;
             tokio::select! {
                 count = reader.read(&mut input), if may_read => match count {
                     Ok(0) | Err(_) => break,
@@ -148,7 +154,7 @@ impl AmqpService {
                 () = tokio::time::sleep(wait) => {}
             }
         }
-        let _ = tokio::time::timeout(Duration::from_secs(1), writer.shutdown()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, writer.shutdown()).await;
     }
 
     /// Sends a C2D message by its device's shard. Tasks start in the order of their making, and so do the messages of
