@@ -33,7 +33,7 @@ use crate::policy::{HostNames, Policies, Policy};
 use crate::reactor::{Door, Parts, Shard, WAKER};
 use crate::rest::{Api, RestServer};
 use crate::session::Sessions;
-use crate::store::{OpenError, Restored, Store};
+use crate::store::{OpenError, Restored, Store, TableError};
 use crate::transport::Transports;
 use crate::transport::memory::Memory;
 use crate::transport::tcp::Tcp;
@@ -53,6 +53,9 @@ pub enum StartError {
     /// What the hub is to keep on disk cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// What others than the shards keep there cannot be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
     /// A shard's thread, or what it waits with, could not be made.
     #[error("the hub could not start a shard: {0}")]
     Shard(#[source] io::Error),
@@ -275,7 +278,7 @@ impl HubServerBuilder {
             instruments.clone(),
         );
         // From here on an early return stops the threads that run.
-        let dps = self.dps.take().map(|settings| Dps::new(settings, control.clone()));
+        let dps = self.dps.take().map(|settings| Dps::load(settings, control.clone(), &store)).transpose()?;
         let https_address = https.as_ref().map(|(bound, _)| bound.address());
         let amqps_address = amqps.as_ref().map(|(bound, _)| bound.address());
         let cloud = Arc::new(CloudEvents::new(event_options, &self.clock));
@@ -302,12 +305,8 @@ impl HubServerBuilder {
         let connector = MemoryConnector::new(shards.clone(), self.assign.clone());
         let mut websockets = None;
         if let Some((bound, tls)) = https {
-            let api = Arc::new(Api::new(
-                control.clone(),
-                gate.clone(),
-                Arc::new(Jobs::new(self.tier)),
-                dps.clone(),
-            ));
+            let jobs = Arc::new(Jobs::load(self.tier, &store, self.clock.now().wall)?);
+            let api = Arc::new(Api::new(control.clone(), gate.clone(), jobs, dps.clone()));
             let bridge = Bridge::new(&connector).map_err(StartError::Shard)?;
             websockets = Some(bridge.clone());
             let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge), Arc::new(amqp)] };

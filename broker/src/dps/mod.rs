@@ -10,6 +10,7 @@
 mod attestation;
 mod certificate;
 mod enrollment;
+mod kept;
 mod registration;
 mod service;
 
@@ -28,7 +29,9 @@ use serde_json::{Value, json};
 
 use crate::HubControl;
 use crate::policy::{HostNames, Policies, Policy, Rights};
+use crate::store::{Pending, Store, StoreError, Table, TableError};
 use enrollment::Enrollment;
+use kept::{Place, Row};
 use registration::{Operation, State};
 
 /// The shared access policy of the service's back end.
@@ -50,6 +53,7 @@ pub(crate) struct Dps {
     settings: DpsSettings,
     control: HubControl,
     kept: Mutex<Kept>,
+    table: Table<Row>,
 }
 
 /// What the service keeps.
@@ -139,8 +143,36 @@ impl fmt::Debug for Dps {
 }
 
 impl Dps {
-    pub(crate) fn new(settings: DpsSettings, control: HubControl) -> Arc<Self> {
-        Arc::new(Self { settings, control, kept: Mutex::default() })
+    /// The service, with what the store has of it.
+    pub(crate) fn load(
+        settings: DpsSettings,
+        control: HubControl,
+        store: &Store,
+    ) -> Result<Arc<Self>, TableError> {
+        let table: Table<Row> = store.table("provisioning");
+        let mut kept = Kept::default();
+        for (key, row) in table.load_all()? {
+            if let Err(error) = kept.restore(row) {
+                tracing::warn!(key, %error, "what was kept of an enrollment is none any more");
+            }
+        }
+        Ok(Arc::new(Self { settings, control, kept: Mutex::new(kept), table }))
+    }
+
+    /// Begins to make durable what stands in these places, under the lock, so that writes keep their order.
+    fn begin_saving(&self, kept: &Kept, places: impl IntoIterator<Item = Place>) -> Option<Pending> {
+        let rows: Vec<(String, Option<Row>)> =
+            places.into_iter().map(|place| (place.key(), kept.row(&place))).collect();
+        self.table.begin(rows.iter().map(|(key, row)| (key.as_str(), row.as_ref())))
+    }
+
+    /// Returns once all that was begun is durable.
+    pub(crate) async fn saved(&self) -> Result<(), StoreError> {
+        // Writes become durable in their order, so the last one tells of all before it.
+        match self.table.begin([]) {
+            Some(pending) => pending.wait().await,
+            None => Ok(()),
+        }
     }
 
     /// Whether a back end's token is the owner's.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::attestation::{Attestation, Credential};
 use super::certificate::thumbprint;
 use super::enrollment::Enrollment;
+use super::kept::Place;
 use super::{Dps, DpsError, check_id};
 use crate::view::ShardView;
 
@@ -52,8 +53,11 @@ pub(super) struct State {
     pub(super) updated: WallTime,
     pub(super) substatus: &'static str,
     pub(super) outcome: Outcome,
-    payload: Option<Value>,
+    pub(super) payload: Option<Value>,
 }
+
+/// How a device came to where it is, when it has.
+pub(super) const SUBSTATUSES: [&str; 3] = ["initialAssignment", "deviceDataMigrated", "deviceDataReset"];
 
 /// How far a registration is.
 #[derive(Clone, Debug)]
@@ -182,6 +186,7 @@ impl Dps {
         if kept.operations.len() > OPERATIONS {
             kept.operations.pop_first();
         }
+        self.begin_saving(&kept, [Place::Registration(who.id.clone())]);
         drop(kept);
         if enrollment.enabled {
             self.assign(who, enrollment, state.device_id, before.is_some());
@@ -216,6 +221,7 @@ impl Dps {
                     }
                 }
             }
+            dps.begin_saving(&kept, [Place::Registration(registration.id.clone())]);
         };
         if self.control.post(&id, job).is_err() {
             tracing::debug!(registration = who.id, "the hub stops, a registration stays undone");
@@ -285,8 +291,9 @@ fn place(
             ..IdentityChange::default()
         };
         shard.apply(Input::PutIdentity { device, identity: &change, if_match: None }).map_err(refused)?;
-        if again && enrollment.reprovision.migrate_data {
-            return Ok("deviceDataMigrated");
+        // A device that was there before its first registration keeps its twin, too: nothing is lost by accident.
+        if enrollment.reprovision.migrate_data {
+            return Ok(if again { "deviceDataMigrated" } else { "initialAssignment" });
         }
         let empty = "{}";
         let input = Input::ReplaceTwin {

@@ -4,6 +4,8 @@ use fleetwave_protocol::sas::Key;
 use serde_json::{Value, json};
 
 use super::enrollment::Enrollment;
+use super::kept::Place;
+use super::registration::State;
 use super::{Dps, DpsError, Kept, check_id};
 
 /// A page of a query's answer.
@@ -93,7 +95,8 @@ impl Dps {
         enrollment.created = before.map_or(wall, |before| before.created);
         enrollment.updated = wall;
         let written = self.written(&kept, &enrollment, true);
-        kept.table(Kind::of(group)).insert(key, enrollment);
+        kept.table(Kind::of(group)).insert(key.clone(), enrollment);
+        self.begin_saving(&kept, [Place::Enrollment { group, id: key }]);
         Ok(written)
     }
 
@@ -132,11 +135,16 @@ impl Dps {
             check_etag(&enrollment.etag, etag)?;
         }
         table.remove(&key);
-        if group {
-            kept.states.retain(|_, state| state.group.as_deref() != Some(&key));
-        } else {
-            kept.states.remove(&key);
+        let of_it = |(id, state): (&String, &State)| {
+            let gone = if group { state.group.as_deref() == Some(&key) } else { *id == key };
+            gone.then(|| id.clone())
+        };
+        let gone: Vec<String> = kept.states.iter().filter_map(of_it).collect();
+        for id in &gone {
+            kept.states.remove(id);
         }
+        let places = gone.into_iter().map(Place::Registration);
+        self.begin_saving(&kept, places.chain([Place::Enrollment { group, id: key }]));
         Ok(())
     }
 
@@ -199,6 +207,7 @@ impl Dps {
             check_etag(&state.etag, etag)?;
         }
         kept.states.remove(&key);
+        self.begin_saving(&kept, [Place::Registration(key)]);
         Ok(())
     }
 

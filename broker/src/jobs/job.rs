@@ -22,6 +22,13 @@ pub(crate) enum Status {
 }
 
 impl Status {
+    const ALL: [Self; 6] =
+        [Self::Scheduled, Self::Enqueued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.name() == name)
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Scheduled => "scheduled",
@@ -45,18 +52,24 @@ pub(crate) enum Outcome {
     Written,
     /// The device answered the method.
     Answered(MethodAnswer),
-    /// It failed.
-    Refused(Box<HubError>),
+    /// It failed, with one of the hub's codes.
+    Refused { code: u32, message: String },
     /// The job ended before the device had its turn.
     Dropped(Status),
 }
 
+impl From<Box<HubError>> for Outcome {
+    fn from(error: Box<HubError>) -> Self {
+        Self::Refused { code: error.code.number(), message: error.message.into_owned() }
+    }
+}
+
 /// One device, or `device/module`, of a job.
 #[derive(Clone, Debug)]
-struct Target {
-    started: Option<WallTime>,
-    updated: WallTime,
-    outcome: Option<Outcome>,
+pub(super) struct Target {
+    pub(super) started: Option<WallTime>,
+    pub(super) updated: WallTime,
+    pub(super) outcome: Option<Outcome>,
 }
 
 /// A job.
@@ -66,10 +79,10 @@ pub(crate) struct Job {
     pub(crate) request: JobRequest,
     pub(crate) status: Status,
     pub(crate) created: WallTime,
-    started: WallTime,
-    ended: Option<WallTime>,
-    failure: Option<String>,
-    targets: BTreeMap<String, Target>,
+    pub(super) started: WallTime,
+    pub(super) ended: Option<WallTime>,
+    pub(super) failure: Option<String>,
+    pub(super) targets: BTreeMap<String, Target>,
 }
 
 impl Job {
@@ -182,7 +195,7 @@ impl Job {
             None if target.started.is_some() => Status::Running,
             None => Status::Enqueued,
             Some(Outcome::Written | Outcome::Answered(_)) => Status::Completed,
-            Some(Outcome::Refused(_)) => Status::Failed,
+            Some(Outcome::Refused { .. }) => Status::Failed,
             Some(Outcome::Dropped(status)) => *status,
         };
         let mut row = json!({
@@ -209,9 +222,8 @@ impl Job {
                     "deviceMethodResponse": { "status": answer.status, "payload": payload },
                 });
             }
-            Some(Outcome::Refused(error)) => {
-                row["error"] =
-                    json!({ "code": error.code.number().to_string(), "description": error.message });
+            Some(Outcome::Refused { code, message }) => {
+                row["error"] = json!({ "code": code.to_string(), "description": message });
             }
             _ => {}
         }

@@ -4,6 +4,7 @@
 //! "Schedule jobs on multiple devices" and "Query jobs" in MicrosoftDocs/azure-docs, `articles/iot-hub`.
 
 mod job;
+mod kept;
 mod request;
 mod run;
 
@@ -18,8 +19,11 @@ use fleetwave_hub_core::query::{JsonRow, Query};
 use fleetwave_hub_core::throttle::Tier;
 use fleetwave_hub_core::{ErrorCode, HubError};
 use fleetwave_protocol::WallTime;
+use kept::Kept;
 use serde_json::Value;
 use tokio::sync::Semaphore;
+
+use crate::store::{Store, StoreError, Table, TableError};
 
 /// Jobs that are kept; the oldest that have ended make room.
 const MOST: usize = 1000;
@@ -29,6 +33,7 @@ pub(crate) struct Jobs {
     jobs: Mutex<BTreeMap<String, Job>>,
     /// Running at once, as many as the tier lets.
     places: Arc<Semaphore>,
+    table: Table<Kept>,
 }
 
 fn error(code: ErrorCode, message: String) -> HubError {
@@ -36,13 +41,40 @@ fn error(code: ErrorCode, message: String) -> HubError {
 }
 
 impl Jobs {
-    pub(crate) fn new(tier: Tier) -> Self {
+    /// The jobs that the store has; those that have not begun are [waiting](Jobs::waiting).
+    pub(crate) fn load(tier: Tier, store: &Store, now: WallTime) -> Result<Self, TableError> {
         let places = match tier {
             Tier::S1 | Tier::S2 => 1,
             Tier::S3 => 10,
             Tier::None => 100,
         };
-        Self { jobs: Mutex::default(), places: Arc::new(Semaphore::new(places)) }
+        let table: Table<Kept> = store.table("jobs");
+        let mut jobs = BTreeMap::new();
+        for (id, kept) in table.load_all()? {
+            match kept.restore(&id, now) {
+                Ok(job) => drop(jobs.insert(id, job)),
+                Err(error) => tracing::warn!(job = id, %error, "a job that was kept is no job any more"),
+            }
+        }
+        Ok(Self { jobs: Mutex::new(jobs), places: Arc::new(Semaphore::new(places)), table })
+    }
+
+    /// The jobs that are to be run.
+    pub(crate) fn waiting(&self) -> Vec<String> {
+        self.lock().values().filter(|job| !job.status.has_ended()).map(|job| job.id.clone()).collect()
+    }
+
+    /// Returns once what is known of a job is durable.
+    pub(crate) async fn keep(&self, id: &str) -> Result<(), StoreError> {
+        let pending = {
+            let jobs = self.lock();
+            let kept = jobs.get(id).map(Kept::of);
+            self.table.begin([(id, kept.as_ref())])
+        };
+        match pending {
+            Some(pending) => pending.wait().await,
+            None => Ok(()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Job>> {

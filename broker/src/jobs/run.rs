@@ -42,6 +42,10 @@ pub(crate) async fn run(jobs: Arc<Jobs>, control: HubControl, id: String) {
             if !jobs.with(&id, |job| job.begin(targets.clone(), now())).unwrap_or(false) {
                 return;
             }
+            // What a job began must not begin anew after a restart.
+            if jobs.keep(&id).await.is_err() {
+                return;
+            }
             let deadline = Instant::now() + request.max_execution;
             match timeout_at(deadline, work(&jobs, &control, &id, &request.work, targets)).await {
                 Ok(()) => Ok(()),
@@ -53,6 +57,9 @@ pub(crate) async fn run(jobs: Arc<Jobs>, control: HubControl, id: String) {
         Ok(()) => job.end(Status::Completed, None, now()),
         Err(why) => job.end(Status::Failed, Some(why), now()),
     });
+    if let Err(error) = jobs.keep(&id).await {
+        tracing::error!(job = id, %error, "a job's end could not be kept");
+    }
 }
 
 /// The ids of the devices that a query selects.
@@ -107,7 +114,7 @@ async fn work(jobs: &Arc<Jobs>, control: &HubControl, id: &str, work: &Work, tar
                     .await;
                 let outcome = match written {
                     Ok(Ok(_)) => Outcome::Written,
-                    Ok(Err(error)) => Outcome::Refused(error),
+                    Ok(Err(error)) => error.into(),
                     Err(_) => return,
                 };
                 done(jobs, control, id, &target, outcome);
@@ -140,7 +147,7 @@ async fn call_method(control: &HubControl, target: &str, call: MethodCall) -> Op
         .ok()?;
     Some(match answered.await.ok()? {
         Ok(answer) => Outcome::Answered(answer),
-        Err(error) => Outcome::Refused(error),
+        Err(error) => error.into(),
     })
 }
 

@@ -10,6 +10,7 @@ use super::Reply;
 use crate::ControlError;
 use crate::dps::DpsError;
 use crate::policy::PolicyError;
+use crate::store::StoreError;
 
 /// Why an operation was not done.
 #[derive(Debug)]
@@ -49,6 +50,16 @@ impl From<ControlError> for ApiError {
                 name: "ServiceUnavailable",
                 message: "the hub is stopping".into(),
             },
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::Other {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            name: "ServerError",
+            message: error.to_string(),
         }
     }
 }

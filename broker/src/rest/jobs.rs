@@ -37,8 +37,8 @@ pub(super) const OPERATIONS: &[Operation] = &[
         sdk: "Python `IoTHubJobManager.create_scheduled_job`, Node `JobClient.scheduleTwinUpdate`, \
               `JobClient.scheduleDeviceMethod`",
         test: "rest::a_job_writes_the_twins_that_its_condition_selects",
-        short: "a job that runs when the hub ends is not taken up again; more jobs than the tier lets run wait",
-        handler: Handler::Does(|call| -> Outcome { Box::pin(async move { create(&call) }) }),
+        short: "a job that runs when the hub ends has failed; more jobs than the tier lets run wait",
+        handler: Handler::Does(|call| -> Outcome { Box::pin(create(call)) }),
         ..operation("Schedule a job", Verb::Put, "/jobs/v2/{id}")
     },
     Operation {
@@ -50,7 +50,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         sdk: "Python `IoTHubJobManager.cancel_scheduled_job`, Node `JobClient.cancelJob`",
         test: "rest::a_job_that_has_not_begun_is_cancelled",
-        handler: Handler::Does(|call| -> Outcome { Box::pin(async move { cancel(&call) }) }),
+        handler: Handler::Does(|call| -> Outcome { Box::pin(cancel(call)) }),
         ..operation("Cancel a job", Verb::Post, "/jobs/v2/{id}/cancel")
     },
     Operation {
@@ -75,12 +75,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
 ];
 
-fn create(call: &Call) -> Result<Reply, ApiError> {
+async fn create(call: Call) -> Result<Reply, ApiError> {
     let id = call.param(0);
     let body: Value = call.json()?;
     let request = JobRequest::read(id, &body)?;
     let control = call.api.control.clone();
     let written = call.api.jobs.add(id, request, control.clock().now().wall)?;
+    call.api.jobs.keep(id).await?;
     tokio::spawn(run(call.api.jobs.clone(), control, id.to_owned()));
     Ok(Reply::ok(&written))
 }
@@ -89,12 +90,13 @@ fn get(call: &Call) -> Result<Reply, ApiError> {
     Ok(Reply::ok(&call.api.jobs.with(call.param(0), |job| job.write())?))
 }
 
-fn cancel(call: &Call) -> Result<Reply, ApiError> {
+async fn cancel(call: Call) -> Result<Reply, ApiError> {
     let now = call.api.control.clock().now().wall;
     let job = call.api.jobs.with(call.param(0), |job| {
         job.end(Status::Cancelled, None, now);
         job.write()
     })?;
+    call.api.jobs.keep(call.param(0)).await?;
     Ok(Reply::ok(&job))
 }
 

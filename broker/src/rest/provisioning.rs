@@ -19,7 +19,7 @@ macro_rules! operations {
             sdk: $sdk,
             test: concat!("rest::", $test),
             short: "",
-            handler: Handler::Does(|call| -> Outcome { Box::pin(async move { $handler(&call) }) }),
+            handler: Handler::Does(|call| -> Outcome { Box::pin(done(call, $handler)) }),
         }),+]
     };
 }
@@ -78,6 +78,13 @@ pub(super) const OPERATIONS: &[Operation] = operations! {
         "C# `ProvisioningDeviceClient`" "a_device_of_a_group_comes_with_a_derived_key"
         lookup;
 };
+
+/// Does an operation; its answer waits until all that was written is durable.
+async fn done(call: Call, what: fn(&Call) -> Result<Reply, ApiError>) -> Result<Reply, ApiError> {
+    let reply = what(&call)?;
+    dps(&call)?.saved().await?;
+    Ok(reply)
+}
 
 impl From<DpsError> for ApiError {
     fn from(error: DpsError) -> Self {

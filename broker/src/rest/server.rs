@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::router::{self, Found, Handler};
 use super::{Access, Api, ApiError, Call, Reply, device_access};
+use crate::jobs;
 use crate::tls::PeerIdentity;
 
 /// The largest body: a bulk operation of a hundred identities with their twins.
@@ -52,6 +53,9 @@ impl RestServer {
     /// Serves until `stop` turns true, then lets the requests that run come to their end.
     pub(crate) async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         let server = Arc::new(self);
+        for job in server.api.jobs.waiting() {
+            tokio::spawn(jobs::run(server.api.jobs.clone(), server.api.control.clone(), job));
+        }
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let acceptor = server.tls.clone().map(TlsAcceptor::from);
         loop {

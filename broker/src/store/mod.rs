@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use file::DataFile;
 pub(crate) use load::Restored;
 pub use table::{Table, TableError};
+pub(crate) use writer::Pending;
 use writer::Writer;
 
 /// Why a store cannot be opened.

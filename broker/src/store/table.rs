@@ -115,8 +115,12 @@ impl<T: Serialize + DeserializeOwned> Table<T> {
         self.begin(rows).map_or(Ok(()), Pending::block)
     }
 
-    /// Begins a write. Those that begin one after the other become durable in this order.
-    fn begin<'a>(&self, rows: impl IntoIterator<Item = (&'a str, Option<&'a T>)>) -> Option<Pending>
+    /// Begins a write; what it gives tells when it is durable. Writes that begin one after the other become durable in
+    /// this order.
+    pub(crate) fn begin<'a>(
+        &self,
+        rows: impl IntoIterator<Item = (&'a str, Option<&'a T>)>,
+    ) -> Option<Pending>
     where
         T: 'a,
     {

@@ -106,3 +106,26 @@ fn jobs_come_by_pages_type_and_status() {
     assert_eq!(list("jobType=scheduleDeviceMethod", &[]).json(), json!([]));
     rig.ask(Method::POST, "/jobs/create", Some(json!({}))).refused(501, "NotModelled");
 }
+
+#[test]
+fn jobs_and_what_they_did_are_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Rig::with(|builder| builder.shards(2).data(folder.path()));
+    let rig = start();
+    rig.hub.control().create_devices(["d1", "d2"].map(NewDevice::new)).unwrap();
+    rig.put("/jobs/v2/done", update("*"));
+    let before = ended(&rig, "done");
+    let mut later = update("*");
+    later["startTime"] = json!("2100-01-01T00:00:00Z");
+    rig.put("/jobs/v2/later", later);
+    drop(rig);
+
+    let rig = start();
+    assert_eq!(rig.get("/jobs/v2/done").json(), before);
+    assert_eq!(rig.get("/jobs/v2/later").json()["status"], "scheduled");
+    rig.put("/jobs/v2/done", update("*")).refused(409, "JobAlreadyExists");
+    let rows = json!({ "query": "SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'done'" });
+    let rows = rig.ask(Method::POST, "/devices/query", Some(rows)).json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(2), "{rows}");
+    assert_eq!(rows[0]["status"], "completed");
+}

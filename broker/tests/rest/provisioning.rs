@@ -1,4 +1,4 @@
-use fleetwave_hub::DpsSettings;
+use fleetwave_hub::{DpsSettings, HubServerBuilder};
 use fleetwave_protocol::sas::{self, Key};
 use fleetwave_protocol::{WallTime, bag};
 use hyper::Method;
@@ -16,8 +16,12 @@ struct Service(Rig);
 
 impl Service {
     fn new() -> Self {
+        Self::with(|builder| builder)
+    }
+
+    fn with(configure: impl FnOnce(HubServerBuilder) -> HubServerBuilder) -> Self {
         Self(Rig::with(|builder| {
-            builder.shards(2).provisioning(DpsSettings {
+            configure(builder).shards(2).provisioning(DpsSettings {
                 id_scope: SCOPE.into(),
                 hub: HOST.into(),
                 keys: [owner(), Key::from_bytes(*b"the provisioning owner's other!!")],
@@ -217,4 +221,26 @@ fn enrollments_come_by_pages_and_in_bulk() {
     assert_eq!(service.ask(Method::POST, "/enrollmentGroups/query", &[], Some(query)).json(), json!([]));
     let query = json!({ "query": "select * from enrollments where etag = 'x'" });
     assert_eq!(service.ask(Method::POST, "/enrollments/query", &[], Some(query)).status, 501);
+}
+
+#[test]
+fn what_was_enrolled_and_registered_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Service::with(|builder| builder.data(folder.path()));
+    let service = start();
+    let created = service.put("/enrollments/reg", symmetric("reg")).json();
+    let key = created["attestation"]["symmetricKey"]["primaryKey"].as_str().unwrap();
+    let key = Key::from_base64(key).unwrap();
+    service.register("reg", &key);
+    service.put("/enrollments/gone", symmetric("gone"));
+    service.ask(Method::DELETE, "/enrollments/gone", &[], None);
+    let before = service.get("/enrollments/reg").json();
+    drop(service);
+
+    let service = start();
+    assert_eq!(service.get("/enrollments/reg").json(), before);
+    assert_eq!(service.get("/enrollments/gone").status, 404);
+    assert_eq!(service.register("reg", &key)["registrationState"]["substatus"], "deviceDataMigrated");
+    let other = service.put("/enrollments/new", symmetric("new")).json();
+    assert_ne!(other["etag"], before["etag"], "etags are not given twice");
 }
