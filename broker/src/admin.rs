@@ -54,6 +54,13 @@ impl Health {
         self.0.lock().expect("nothing panics under this lock").draining = true;
     }
 
+    /// What is wrong, if something is.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let state = self.0.lock().expect("nothing panics under this lock");
+        state.parts.iter().find_map(|(part, why)| Some(format!("{part}: {}", why.as_ref()?)))
+    }
+
     fn set(&self, part: &'static str, why: Option<String>) {
         let mut state = self.0.lock().expect("nothing panics under this lock");
         match state.parts.iter_mut().find(|(name, _)| *name == part) {

@@ -66,8 +66,10 @@ impl Shard {
             Err(refused) => return self.refuse(&connect, refused),
         };
         let Some(device) = self.engine.find(claim.id) else {
-            let code = ConnectReturnCode::NotAuthorized;
-            return self.refuse(&connect, Refused { code, why: "no such device".into() });
+            tracing::debug!(client = connect.client_id, "a connection was refused: no such device");
+            codec::connack(ConnectReturnCode::NotAuthorized, false, self.sessions.answers());
+            self.engine.metrics.refused_unknown += 1;
+            return Flow::End(End::Refused);
         };
         let peer = self.sessions.peer(index);
         let registered = self.engine.hub().identity(device).authentication;
@@ -93,6 +95,12 @@ impl Shard {
     pub(crate) fn refuse(&mut self, connect: &Connect, refused: Refused) -> Flow {
         tracing::debug!(client = connect.client_id, why = refused.why, "a connection was refused");
         codec::connack(refused.code, false, self.sessions.answers());
+        let metrics = &mut self.engine.metrics;
+        match refused.code {
+            ConnectReturnCode::BadClientId => metrics.refused_client_id += 1,
+            ConnectReturnCode::BadUserNamePassword => metrics.refused_user_name += 1,
+            _ => metrics.refused_credentials += 1,
+        }
         Flow::End(End::Refused)
     }
 

@@ -192,7 +192,12 @@ impl Engine {
 
     /// The counters, and what waits for the hub's limits.
     pub(crate) fn counted(&self) -> HubMetrics {
-        HubMetrics { waiting: self.delayed.len() as u64, ..self.metrics }
+        HubMetrics {
+            devices: self.hub.len() as u64,
+            modules: self.hub.modules_len() as u64,
+            waiting: self.delayed.len() as u64,
+            ..self.metrics
+        }
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -292,7 +297,6 @@ impl Engine {
     pub(crate) fn create(&mut self, id: &str, spec: DeviceSpec<'_>) -> Result<DeviceIx, Box<HubError>> {
         let now = self.now();
         let device = self.hub.create_device(now, id, spec)?;
-        self.metrics.devices = self.hub.len() as u64;
         if !self.sinks.is_empty() {
             let mut twin = Vec::new();
             self.hub.write_service_twin(device, &mut twin);
@@ -327,7 +331,6 @@ impl Engine {
         self.run(input, Context::Service(&mut done), outlet);
         let done = done.unwrap_or(Ok(Done::TwinWritten));
         if done.is_ok() {
-            self.metrics.devices = self.hub.len() as u64;
             if let Some((device, generation, twin)) = deleted {
                 self.publish_of(now, device, generation, EventKind::Deleted { twin: &twin });
             }

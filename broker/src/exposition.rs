@@ -51,6 +51,7 @@ const COUNTERS: &[(&str, &str, &str, &[Reading])] = &[
             ("silent", |m| m.expired),
             ("slow", |m| m.slow),
             ("taken_over", |m| m.taken_over),
+            ("withdrawn", |m| m.withdrawn),
         ],
     ),
     (
@@ -100,7 +101,8 @@ const COUNTERS: &[(&str, &str, &str, &[Reading])] = &[
 
 /// Gauges of the shards.
 const GAUGES: &[(&str, &str, &str, &[Reading])] = &[
-    ("fleetwave_hub_devices", "Identities of devices and modules that exist", "", &[("", |m| m.devices)]),
+    ("fleetwave_hub_devices", "Devices that exist", "", &[("", |m| m.devices)]),
+    ("fleetwave_hub_modules", "Modules that exist", "", &[("", |m| m.modules)]),
     ("fleetwave_hub_sessions", "MQTT connections that are open", "", &[("", |m| m.connections)]),
     (
         "fleetwave_hub_queue_depth",
@@ -268,8 +270,12 @@ impl Instruments {
         self.0.bus_published.inc();
     }
 
-    pub(crate) fn bus_dropped(&self) -> u64 {
+    pub(crate) fn bus_dropped(&self) {
         self.0.bus_dropped.inc();
+    }
+
+    /// How many events the bus has lost.
+    pub(crate) fn bus_lost(&self) -> u64 {
         self.0.bus_dropped.get()
     }
 

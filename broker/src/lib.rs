@@ -9,6 +9,7 @@ pub mod admin;
 mod amqp;
 mod auth;
 pub mod blob;
+mod bus;
 mod clock;
 mod codec;
 mod control;

@@ -21,6 +21,8 @@ macro_rules! metrics {
 metrics! {
     /// Devices that exist.
     devices,
+    /// Modules that exist.
+    modules,
     /// Connections that are open now.
     connections,
     /// Connections that were accepted.
@@ -47,6 +49,8 @@ metrics! {
     slow,
     /// Connections that another one of the same device replaced.
     taken_over,
+    /// Connections that ended because the device was disabled or deleted.
+    withdrawn,
     /// Packets from devices.
     packets_in,
     /// Bytes from devices.

@@ -541,6 +541,9 @@ impl Shard {
                 metrics.inbox = self.inbox.len() as u64;
                 metrics.connections = self.sessions.open;
                 metrics.accepted = self.sessions.accepted;
+                metrics.refused_disabled = self.sessions.disabled;
+                metrics.refused_throttled = self.sessions.throttled;
+                metrics.withdrawn = self.sessions.withdrawn;
                 metrics.packets_out = self.sessions.sending.packets;
                 metrics.bytes_out = self.sessions.sending.bytes;
                 metrics.buffered = self.sessions.buffered();

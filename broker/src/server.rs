@@ -17,6 +17,7 @@ use crate::Assign;
 use crate::admin::Health;
 use crate::amqp::{AmqpService, Readers, Shared};
 use crate::auth::Gate;
+use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::control::{HubControl, Shard as ShardHandle};
 use crate::dps::{Dps, DpsSettings, Provisioning};
@@ -29,6 +30,7 @@ use crate::inbox::{Inbox, Message};
 use crate::jobs::Jobs;
 use crate::listen::{ListenError, Port};
 use crate::memory::MemoryConnector;
+use crate::plain::PlainError;
 use crate::policy::{HostNames, Policies, Policy};
 use crate::reactor::{Door, Parts, Shard, WAKER};
 use crate::rest::{Api, RestServer};
@@ -56,6 +58,9 @@ pub enum StartError {
     /// What others than the shards keep there cannot be read.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The event bus did not start.
+    #[error("the event bus: {0}")]
+    Bus(#[source] PlainError),
     /// A shard's thread, or what it waits with, could not be made.
     #[error("the hub could not start a shard: {0}")]
     Shard(#[source] io::Error),
@@ -88,6 +93,7 @@ pub struct HubServerBuilder {
     event_options: EventOptions,
     dps: Option<DpsSettings>,
     data: Option<PathBuf>,
+    bus: Option<SocketAddr>,
 }
 
 impl HubServerBuilder {
@@ -161,6 +167,14 @@ impl HubServerBuilder {
     #[must_use]
     pub fn event_options(mut self, options: EventOptions) -> Self {
         self.event_options = options;
+        self
+    }
+
+    /// Publishes what happens on an embedded MQTT broker that listens on this address; port 0 takes a free one. The
+    /// broker lives as long as the process.
+    #[must_use]
+    pub fn bus(mut self, address: SocketAddr) -> Self {
+        self.bus = Some(address);
         self
     }
 
@@ -258,6 +272,7 @@ impl HubServerBuilder {
             store.on_failure(move |error| health.bad("store", error.to_string()));
         }
         let instruments = Instruments::new();
+        store.measure(&instruments);
         let mut polls = Vec::with_capacity(self.shards);
         let mut inboxes = Vec::with_capacity(self.shards);
         for _ in 0..self.shards {
@@ -284,6 +299,14 @@ impl HubServerBuilder {
         let cloud = Arc::new(CloudEvents::new(event_options, &self.clock));
         if https.is_some() || amqps.is_some() {
             self.sinks.push(cloud.clone());
+        }
+        let bus = self.bus.map(|address| Bus::start(address, cloud.name(), &instruments)).transpose();
+        let bus = bus.map_err(|error| match error {
+            PlainError::Listen(error) => StartError::Listen(error),
+            other => StartError::Bus(other),
+        })?;
+        if let Some(bus) = &bus {
+            self.sinks.push(bus.sink());
         }
         let mut services: Vec<(Bound, Service)> = Vec::new();
         let (stopping, stopped) = watch::channel(false);
@@ -320,6 +343,8 @@ impl HubServerBuilder {
             amqps_address,
             cloud,
             dps: dps.clone(),
+            bus_address: bus.as_ref().map(Bus::address),
+            bus: Mutex::new(bus),
             front: Mutex::new(None),
             connector,
             websockets,
@@ -399,6 +424,8 @@ pub struct HubServer {
     amqps_address: Option<SocketAddr>,
     cloud: Arc<CloudEvents>,
     dps: Option<Arc<Dps>>,
+    bus: Mutex<Option<Bus>>,
+    bus_address: Option<SocketAddr>,
     front: Mutex<Option<Front>>,
     tls_address: Option<SocketAddr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -428,6 +455,7 @@ impl HubServer {
             event_options: EventOptions::default(),
             dps: None,
             data: None,
+            bus: None,
         }
     }
 
@@ -485,6 +513,12 @@ impl HubServer {
         self.tls_address
     }
 
+    /// Where the event bus listens, if there is one.
+    #[must_use]
+    pub fn bus_address(&self) -> Option<SocketAddr> {
+        self.bus_address
+    }
+
     /// The provisioning service, if the hub has one.
     #[must_use]
     pub fn provisioning(&self) -> Option<Provisioning> {
@@ -505,6 +539,8 @@ impl HubServer {
                 tracing::error!("a shard of the hub panicked");
             }
         }
+        // Last: what the shards told at their end goes out, too.
+        drop(self.bus.lock().expect("nothing panics under this lock").take());
     }
 }
 

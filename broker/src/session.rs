@@ -213,6 +213,12 @@ pub(crate) struct Sessions {
     pub(crate) open: u64,
     /// Sessions that ever were.
     pub(crate) accepted: u64,
+    /// Connections that were refused because the device is disabled.
+    pub(crate) disabled: u64,
+    /// Connections that were refused because the hub's limit of them is used up.
+    pub(crate) throttled: u64,
+    /// Connections that ended because the device was disabled or deleted.
+    pub(crate) withdrawn: u64,
 }
 
 pub(crate) fn seconds(now: Now) -> u32 {
@@ -242,6 +248,9 @@ impl Sessions {
             sending: Sending::default(),
             open: 0,
             accepted: 0,
+            disabled: 0,
+            throttled: 0,
+            withdrawn: 0,
         }
     }
 
@@ -651,6 +660,7 @@ impl Outlet for Sessions {
             codec::connack(ConnectReturnCode::NotAuthorized, false, &mut packet);
             self.sending.packets += 1;
             self.transmit(index, &packet);
+            self.disabled += 1;
             self.aftermath.ended.push((index, serial, End::Refused));
         }
     }
@@ -661,7 +671,14 @@ impl Outlet for Sessions {
         if self.get(index).is_some_and(|session| session.serial == serial) {
             let end = match why {
                 Ending::TakenOver => End::TakenOver,
-                Ending::Refused | Ending::Throttled => End::Refused,
+                Ending::Refused => {
+                    self.withdrawn += 1;
+                    End::Refused
+                }
+                Ending::Throttled => {
+                    self.throttled += 1;
+                    End::Refused
+                }
             };
             self.aftermath.ended.push((index, serial, end));
         }

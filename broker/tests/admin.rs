@@ -80,3 +80,39 @@ fn it_is_for_this_machine_alone() {
     assert!(matches!(error, AdminError::NotLoopback(_)), "{error}");
     assert!(error.to_string().contains("loopback only"));
 }
+
+/// The rows of the table of metrics: name and type.
+fn documented() -> Vec<(String, String)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hub.md");
+    let text = std::fs::read_to_string(path).expect("the page is there");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `fleetwave_hub_"));
+    rows.map(|row| {
+        let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+        let name = cells.next().expect("a row has cells");
+        (format!("fleetwave_hub_{name}"), cells.next().expect("a name and a type"))
+    })
+    .collect()
+}
+
+#[test]
+fn the_documentation_has_every_metric_with_its_type_and_no_other() {
+    let hub = HubServer::builder().start().unwrap();
+    let server = admin(&hub, None);
+    // What has labels shows once it has been measured.
+    hub.control().instruments().request("any", 200, std::time::Duration::ZERO);
+    let (_, text) = get(&server, "/metrics");
+    let served: Vec<(String, String)> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
+        .collect();
+    assert_eq!(documented(), served, "docs/hub.md and what is served differ, or are in another order");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let labels = line.split_once('{').map_or("", |(_, labels)| labels);
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hub.md")).unwrap();
+        for value in labels.split('"').skip(1).step_by(2).filter(|_| !line.contains("_bucket")) {
+            let told = page.contains(&format!("`{value}`")) || ["any", "200"].contains(&value);
+            assert!(told, "{line}: the page does not tell of {value}");
+        }
+    }
+}

@@ -1,12 +1,12 @@
 //! What the back end can read of a hub: its event log, C2D feedback, and file notifications.
 
-use bytes::Bytes;
 use fleetwave_hub_core::Iso8601;
-use fleetwave_protocol::{Now, bag};
-use serde_json::{Value, json};
+use fleetwave_protocol::Now;
+use serde_json::json;
 
-use super::log::{Event, EventLog, Retention, Source};
+use super::log::{EventLog, Retention, Source};
 use super::mailbox::Mailbox;
+use super::routed::{routed, source};
 use super::{EventKind, EventSink, HubEvent};
 use crate::clock::Clock;
 
@@ -62,118 +62,25 @@ impl CloudEvents {
     pub fn name(&self) -> &str {
         &self.name
     }
-
-    /// Appends an event that is not a device's own message: its properties are IoT Hub's.
-    fn tell(&self, now: Now, event: &HubEvent<'_>, source: Source, operation: &str, body: Vec<u8>) {
-        let schema = match source {
-            Source::Lifecycle => "deviceLifecycleNotification",
-            Source::ConnectionState => "deviceConnectionStateNotification",
-            Source::TwinChanges | Source::Telemetry => "twinChangeNotification",
-        };
-        let (device, module) = match event.id.split_once('/') {
-            Some((device, module)) => (device, Some(module)),
-            None => (event.id, None),
-        };
-        let mut properties = String::new();
-        let mut push = |key, value: &str| bag::push(&mut properties, key, value);
-        push("$.ct", "application/json");
-        push("$.ce", "utf-8");
-        push("hubName", &self.name);
-        push("deviceId", device);
-        if let Some(module) = module {
-            push("moduleId", module);
-        }
-        push("operationTimestamp", &Iso8601(now.wall).to_string());
-        push("iothub-message-schema", schema);
-        push("opType", operation);
-        self.append(now, event, source, &properties, body.into());
-    }
-
-    fn append(&self, now: Now, event: &HubEvent<'_>, source: Source, properties: &str, body: Bytes) {
-        let event = Event {
-            id: event.id.into(),
-            generation: event.generation.into(),
-            authentication: event.authentication,
-            model: event.model.map(Into::into),
-            source,
-            properties: properties.into(),
-            body,
-        };
-        self.log.append(event, now.wall);
-    }
-}
-
-/// A section of a twin after a change: the patch, with the section's version if it is known.
-fn section(patch: &[u8], version: Option<u64>) -> Value {
-    let mut section: Value = serde_json::from_slice(patch).unwrap_or_default();
-    if let (Value::Object(members), Some(version)) = (&mut section, version) {
-        members.insert("$version".to_owned(), version.into());
-    }
-    section
 }
 
 impl EventSink for CloudEvents {
     fn event(&self, now: Now, event: &HubEvent<'_>) {
-        let is_module = event.id.contains('/');
-        let source = match event.kind {
-            EventKind::Telemetry { .. } => Source::Telemetry,
-            EventKind::Reported { .. } | EventKind::TwinWritten { .. } => Source::TwinChanges,
-            EventKind::Created { .. } | EventKind::Deleted { .. } => Source::Lifecycle,
-            EventKind::Connected { .. } | EventKind::Disconnected { .. } => Source::ConnectionState,
-            EventKind::Feedback { message, status, at } => {
-                let record = json!({
-                    "originalMessageId": message.message_id,
-                    "description": status.name(),
-                    "deviceGenerationId": event.generation,
-                    "deviceId": event.id,
-                    "enqueuedTimeUtc": Iso8601(at).to_string(),
-                    "statusCode": status.name(),
-                });
-                return self.feedback.push(record.to_string());
-            }
-        };
-        if !self.sources.contains(&source) {
-            return;
+        if let EventKind::Feedback { message, status, at } = event.kind {
+            let record = json!({
+                "originalMessageId": message.message_id,
+                "description": status.name(),
+                "deviceGenerationId": event.generation,
+                "deviceId": event.id,
+                "enqueuedTimeUtc": Iso8601(at).to_string(),
+                "statusCode": status.name(),
+            });
+            return self.feedback.push(record.to_string());
         }
-        match event.kind {
-            EventKind::Telemetry { properties, body } => {
-                self.append(now, event, source, properties, Bytes::copy_from_slice(body));
-            }
-            EventKind::Reported { version, patch } => {
-                let body = json!({ "properties": { "reported": section(patch, Some(version)) } });
-                self.tell(now, event, source, "updateTwin", body.to_string().into());
-            }
-            EventKind::TwinWritten { tags, desired, version, replaced } => {
-                let mut body = json!({});
-                if let Some(tags) = tags {
-                    body["tags"] = section(tags, None);
-                }
-                if let Some(desired) = desired {
-                    body["properties"] = json!({ "desired": section(desired, Some(version)) });
-                }
-                let operation = if replaced { "replaceTwin" } else { "updateTwin" };
-                self.tell(now, event, source, operation, body.to_string().into());
-            }
-            EventKind::Created { twin } => {
-                let operation = if is_module { "createModuleIdentity" } else { "createDeviceIdentity" };
-                self.tell(now, event, source, operation, twin.into());
-            }
-            EventKind::Deleted { twin } => {
-                let operation = if is_module { "deleteModuleIdentity" } else { "deleteDeviceIdentity" };
-                self.tell(now, event, source, operation, twin.into());
-            }
-            EventKind::Connected { sequence } | EventKind::Disconnected { sequence } => {
-                let connected = matches!(event.kind, EventKind::Connected { .. });
-                let operation = match (is_module, connected) {
-                    (false, true) => "deviceConnected",
-                    (false, false) => "deviceDisconnected",
-                    (true, true) => "moduleConnected",
-                    (true, false) => "moduleDisconnected",
-                };
-                let body = json!({ "sequenceNumber": format!("{sequence:064X}") });
-                self.tell(now, event, source, operation, body.to_string().into());
-            }
-            EventKind::Feedback { .. } => {}
+        if source(&event.kind).is_some_and(|source| self.sources.contains(&source))
+            && let Some(event) = routed(&self.name, now, event)
+        {
+            self.log.append(event, now.wall);
         }
     }
 }
@@ -181,7 +88,8 @@ impl EventSink for CloudEvents {
 #[cfg(test)]
 mod tests {
     use fleetwave_hub_core::{C2dMessage, FeedbackStatus};
-    use fleetwave_protocol::{Instant, WallTime};
+    use fleetwave_protocol::{Instant, WallTime, bag};
+    use serde_json::Value;
 
     use super::*;
 

@@ -3,10 +3,12 @@
 mod cloud;
 mod log;
 mod mailbox;
+mod routed;
 
 pub use cloud::{CloudEvents, EventOptions};
 pub use log::{Entry, Event, EventLog, PartitionInfo, Retention, Source, Start};
 pub use mailbox::{LockToken, Mailbox, Taken};
+pub(crate) use routed::routed;
 
 use fleetwave_hub_core::{C2dMessage, FeedbackStatus};
 use fleetwave_protocol::{Now, WallTime};

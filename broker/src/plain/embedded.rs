@@ -31,10 +31,25 @@ pub(super) fn attach(
     max_connections: usize,
     inbox: Sender<Heard>,
 ) -> Result<Attached, PlainError> {
+    let (sender, receiver, address) = broker(address, max_connections, "fleetwave-hub")?;
+    let detached = Arc::new(AtomicBool::new(false));
+    let (subscribed, ready) = crossbeam_channel::bounded(1);
+    let watch = detached.clone();
+    std::thread::Builder::new().name("rumqttd-link".into()).spawn(move || hear(receiver, &inbox, &watch))?;
+    let link = Box::new(Embedded { sender, subscribed, detached });
+    Ok(Attached { link, host: address.ip().to_string(), port: address.port(), ready })
+}
+
+/// Starts a broker on `address`, or on a free port if its port is 0; gives a link to it, and where it listens. It
+/// listens until the process ends.
+pub(crate) fn broker(
+    address: SocketAddr,
+    max_connections: usize,
+    client: &str,
+) -> Result<(LinkTx, LinkRx, SocketAddr), PlainError> {
     let address = free(address)?;
     let mut broker = rumqttd::Broker::new(config(address, max_connections));
-    let (sender, receiver) =
-        broker.link("fleetwave-hub").map_err(|error| PlainError::Embedded(error.to_string()))?;
+    let (sender, receiver) = broker.link(client).map_err(|error| PlainError::Embedded(error.to_string()))?;
     // It returns only if all its servers have ended.
     std::thread::Builder::new().name("rumqttd".into()).spawn(move || {
         if let Err(error) = broker.start() {
@@ -42,12 +57,7 @@ pub(super) fn attach(
         }
     })?;
     await_listener(address)?;
-    let detached = Arc::new(AtomicBool::new(false));
-    let (subscribed, ready) = crossbeam_channel::bounded(1);
-    let watch = detached.clone();
-    std::thread::Builder::new().name("rumqttd-link".into()).spawn(move || hear(receiver, &inbox, &watch))?;
-    let link = Box::new(Embedded { sender, subscribed, detached });
-    Ok(Attached { link, host: address.ip().to_string(), port: address.port(), ready })
+    Ok((sender, receiver, address))
 }
 
 /// The address with a port that is free now. rumqttd binds it itself, and only logs it when it cannot.

@@ -26,6 +26,7 @@ use crate::engine::{Engine, EngineParts};
 use crate::exposition::Instruments;
 use crate::hooks::Hooks;
 use crate::listen::ListenError;
+pub(crate) use embedded::broker;
 use link::{Attached, Heard};
 use worker::Worker;
 

@@ -23,6 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::exposition::Instruments;
 use file::DataFile;
 pub(crate) use load::Restored;
 pub use table::{Table, TableError};
@@ -119,6 +120,8 @@ struct Open {
     writer: Writer,
     file: Arc<DataFile>,
     failure: Arc<Failure>,
+    /// Who wants to know how long it takes.
+    measures: Arc<OnceLock<Instruments>>,
 }
 
 /// Whether a store has failed, and who wants to know.
@@ -165,9 +168,10 @@ impl Store {
     fn with_file(dir: &Path, file: DataFile) -> Result<Self, OpenError> {
         let file = Arc::new(file);
         let failure = Failure::new(dir);
-        let writer = Writer::start(file.clone(), failure.clone())
+        let measures = Arc::new(OnceLock::new());
+        let writer = Writer::start(file.clone(), failure.clone(), measures.clone())
             .map_err(|source| OpenError::Io { path: dir.into(), source })?;
-        Ok(Self(Some(Arc::new(Open { writer, file, failure }))))
+        Ok(Self(Some(Arc::new(Open { writer, file, failure, measures }))))
     }
 
     /// Whether it keeps anything.
@@ -180,6 +184,13 @@ impl Store {
     #[must_use]
     pub fn failure(&self) -> Option<StoreError> {
         self.0.as_ref().and_then(|open| open.failure.check().err())
+    }
+
+    /// Tells how long it takes to `instruments`; only the first ones hear of it.
+    pub(crate) fn measure(&self, instruments: &Instruments) {
+        if let Some(open) = &self.0 {
+            let _ = open.measures.set(instruments.clone());
+        }
     }
 
     /// Calls `tell` on the writing thread when the store fails; only the last one that was given.

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::oneshot;
@@ -11,6 +12,7 @@ use tokio::sync::oneshot;
 use super::batch::{Batch, Key};
 use super::file::{CONFIGURATIONS, DEVICES, DataFile, PARTS, ROWS};
 use super::{Failure, StoreError};
+use crate::exposition::Instruments;
 
 /// What a transaction takes at most before others wait for the next; a single batch may be larger.
 const MOST: usize = 64 << 20;
@@ -51,11 +53,15 @@ impl Pending {
 }
 
 impl Writer {
-    pub(super) fn start(file: Arc<DataFile>, failure: Arc<Failure>) -> io::Result<Self> {
+    pub(super) fn start(
+        file: Arc<DataFile>,
+        failure: Arc<Failure>,
+        measures: Arc<OnceLock<Instruments>>,
+    ) -> io::Result<Self> {
         let (sender, batches) = crossbeam_channel::unbounded();
         let thread = std::thread::Builder::new()
             .name("hub-store".into())
-            .spawn(move || run(&file, &failure, &batches))?;
+            .spawn(move || run(&file, &failure, &measures, &batches))?;
         Ok(Self { batches: Some(sender), thread: Some(thread) })
     }
 
@@ -80,7 +86,12 @@ impl Drop for Writer {
     }
 }
 
-fn run(file: &DataFile, failure: &Failure, batches: &Receiver<(Batch, Done)>) {
+fn run(
+    file: &DataFile,
+    failure: &Failure,
+    measures: &OnceLock<Instruments>,
+    batches: &Receiver<(Batch, Done)>,
+) {
     while let Ok(first) = batches.recv() {
         let mut weight = first.0.weight();
         let mut taken = vec![first];
@@ -90,6 +101,7 @@ fn run(file: &DataFile, failure: &Failure, batches: &Receiver<(Batch, Done)>) {
             weight += next.0.weight();
             taken.push(next);
         }
+        let began = Instant::now();
         let result = failure.check().and_then(|()| {
             // Who only wants to know whether all before is durable costs no commit.
             if weight == 0 {
@@ -99,6 +111,10 @@ fn run(file: &DataFile, failure: &Failure, batches: &Receiver<(Batch, Done)>) {
             let written = written.unwrap_or_else(|_| Err(StoreBroke("its pages do not fit together".into())));
             written.map_err(|StoreBroke(why)| failure.fail(&why))
         });
+        if let (Ok(()), Some(measures)) = (&result, measures.get()) {
+            let records: usize = taken.iter().map(|(batch, _)| batch.iter().count()).sum();
+            measures.commit(records as u64, began.elapsed());
+        }
         for (_, done) in taken {
             // Somebody who does not wait any more is fine.
             let _ = done.send(result.clone());
