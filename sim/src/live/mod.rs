@@ -15,6 +15,7 @@ mod floor;
 mod limits;
 mod login;
 mod play;
+pub mod script;
 mod shard;
 mod stage;
 mod tally;

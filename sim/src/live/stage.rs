@@ -36,7 +36,7 @@ const DAY: u64 = 86_400_000;
 
 /// What devices reach.
 enum Hub {
-    Embedded(HubServer),
+    Embedded(Box<HubServer>),
     Plain(PlainHub),
 }
 
@@ -310,7 +310,7 @@ fn open_hub(
             let server = builder.start().map_err(|error| failed("starting the hub", error))?;
             let reach = server.address().unwrap_or(address);
             let control = server.control();
-            return Ok((Hub::Embedded(server), control, reach));
+            return Ok((Hub::Embedded(Box::new(server)), control, reach));
         }
         _ if plan.transport == TransportName::Memory => {
             return Err(EngineError::Unfit {

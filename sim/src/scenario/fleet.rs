@@ -45,6 +45,8 @@ pub enum Purpose {
     Grant,
     /// How long the blob store takes to its first byte.
     Blob,
+    /// What it does by its script.
+    Script,
 }
 
 /// Streams that shuffle the fleet rather than belong to a device.

@@ -51,6 +51,9 @@ pub struct Scenario {
     /// Settings that only the live engine has.
     #[serde(default)]
     pub live: Live,
+    /// What scripted devices do: those of `fleetwave hub --devices`. Runs have agents in their place.
+    #[serde(default)]
+    pub script: Script,
     /// Limits of the run itself.
     #[serde(default)]
     pub harness: Harness,
@@ -437,6 +440,35 @@ pub struct Live {
 impl Default for Live {
     fn default() -> Self {
         Self { hub_threads: 1, device_threads: 1, blob_threads: 1, port: 0, blob_port: 0 }
+    }
+}
+
+/// What scripted devices do when they are asked for something, and by themselves. Only `fleetwave hub --devices` has
+/// such devices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Script {
+    /// How long a device takes to answer a direct method, or to report desired properties as its own.
+    pub answer: Dist,
+    /// The share of these that it refuses: status 500, or a report that names the refused version.
+    pub refuse: Percent,
+    /// The share of these at which it vanishes: its connection ends without a word.
+    pub vanish: Percent,
+    /// How long it is away then, or when its connection has ended otherwise.
+    pub away: Dist,
+    /// How often it sends telemetry; 0 is never.
+    pub telemetry: Span,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            answer: Dist::millis(50, 250),
+            refuse: Percent::ZERO,
+            vanish: Percent::ZERO,
+            away: Dist::millis(5_000, 15_000),
+            telemetry: Span::ZERO,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::path::{Path, Segment};
 use super::source::Source;
 use crate::scenario::expect::Expectations;
 use crate::scenario::model::{
-    Agent, Blob, FleetSpec, Grant, Group, Harness, Hub, Live, Release, Scenario, SchemaVersion,
+    Agent, Blob, FleetSpec, Grant, Group, Harness, Hub, Live, Release, Scenario, SchemaVersion, Script,
 };
 use crate::scenario::near;
 use crate::scenario::quantity::TimeOfDay;
@@ -29,6 +29,7 @@ pub(super) fn decode(root: &InlineTable, source: &mut Source) -> Option<Scenario
             "grant" => piece::<Grant>(value, &path, source),
             "blob" => piece::<Blob>(value, &path, source),
             "live" => piece::<Live>(value, &path, source),
+            "script" => piece::<Script>(value, &path, source),
             "harness" => piece::<Harness>(value, &path, source),
             "step" => members::<Step>(value, &path, source),
             "expect" => piece::<Expectations>(value, &path, source),
