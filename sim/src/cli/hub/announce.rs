@@ -1,13 +1,13 @@
 //! What a hub says when it is ready.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use fleetwave_hub::HubServer;
 use serde_json::json;
 
-use super::args::{Serve, TierName};
+use super::args::{Place, Serve, TierName};
 use super::home::{Home, Keys};
 
 /// The port that HTTPS clients use if they are told none.
@@ -21,13 +21,20 @@ pub(super) struct Ready {
     id_scope: String,
     ca: PathBuf,
     state: PathBuf,
+    data: Option<PathBuf>,
+    /// The arguments that other commands need to find this hub.
+    place: String,
     tier: TierName,
     units: u32,
     mqtt: Option<SocketAddr>,
     https: Option<SocketAddr>,
     amqps: Option<SocketAddr>,
     plain_mqtt: Option<SocketAddr>,
+    bus: Option<SocketAddr>,
     admin: SocketAddr,
+    address: IpAddr,
+    /// How many scripted devices there are, and the id of the first.
+    scripted: Option<(u64, String)>,
 }
 
 impl Ready {
@@ -38,6 +45,7 @@ impl Ready {
         keys: &Keys,
         names: &[String],
         admin: SocketAddr,
+        scripted: Option<(u64, String)>,
     ) -> Self {
         let https = hub.https_address();
         // Only some clients take a port there, but none finds the hub without it.
@@ -52,13 +60,18 @@ impl Ready {
             id_scope: keys.id_scope.clone(),
             ca: home.ca(),
             state: home.state.clone(),
+            data: home.data.clone(),
+            place: place(&arguments.place),
             tier: arguments.tier,
             units: arguments.units,
             mqtt: hub.tls_address(),
             https,
             amqps: hub.amqps_address(),
             plain_mqtt: hub.address(),
+            bus: hub.bus_address(),
             admin,
+            address: arguments.bind,
+            scripted,
         }
     }
 
@@ -75,10 +88,14 @@ impl Ready {
             "provisioning_connection_string": self.provisioning,
             "id_scope": self.id_scope,
             "ca": self.ca,
+            "data": self.data,
+            "address": self.address,
             "mqtt_port": port(self.mqtt),
             "https_port": port(self.https),
             "amqps_port": port(self.amqps),
             "plain_mqtt_port": port(self.plain_mqtt),
+            "scripted_devices": self.scripted.as_ref().map(|(count, _)| count),
+            "bus_port": port(self.bus),
             "admin": format!("http://{}", self.admin),
         });
         format!("{ready}\n")
@@ -99,13 +116,21 @@ pub(super) fn table(ready: &Ready) -> String {
     }
     row("HTTPS", &format!("{}, MQTT over WebSocket, too", at(ready.https)));
     row("AMQP", &format!("{}, TLS", at(ready.amqps)));
+    if ready.bus.is_some() {
+        row("event bus", &format!("{}, MQTT without TLS, fleetwave/events/#", at(ready.bus)));
+    }
     row("admin", &format!("http://{}/healthz, /metrics, /ca.pem", ready.admin));
     row("limits", &limits(ready));
     row("certificate", &ready.ca.display().to_string());
     row("keys", &ready.state.join("keys.json").display().to_string());
-    row("devices", "in memory: they are gone when it ends");
+    match &ready.data {
+        Some(data) => row("devices", &format!("kept in {}", data.display())),
+        None => row("devices", "in memory: they are gone when it ends (--data DIR keeps them)"),
+    }
+    if let Some((count, first)) = &ready.scripted {
+        row("", &format!("{count} of them scripted, from {first} on"));
+    }
     row("DPS id scope", &ready.id_scope);
-    let ca = ready.ca.display();
     write!(
         text,
         "
@@ -115,14 +140,17 @@ Connection string of the service, with all rights:
 Connection string of the provisioning service:
 {}
 
-To make the hub's certificate known:
-  Python  azure-iot-device   server_verification_cert=open({ca:?}).read()
-          azure-iot-hub      REQUESTS_CA_BUNDLE={ca}
-  Node    azure-iot-device   client.setOptions({{ ca: fs.readFileSync({ca:?}, 'utf8') }})
-          azure-iothub       NODE_EXTRA_CA_CERTS={ca}
+To create a device, and get its connection string:
+  fleetwave hub device add my-device{}
+
+To make the hub's certificate known, with its path above as CA:
+  Python  azure-iot-device   server_verification_cert=open(CA).read()
+          azure-iot-hub      REQUESTS_CA_BUNDLE=CA
+  Node    azure-iot-device   client.setOptions({{ ca: fs.readFileSync(CA, 'utf8') }})
+          azure-iothub       NODE_EXTRA_CA_CERTS=CA
   Others  docs/sdks.md
 ",
-        ready.service, ready.provisioning,
+        ready.service, ready.provisioning, ready.place,
     )
     .expect("a string takes everything");
     text
@@ -136,4 +164,15 @@ fn limits(ready: &Ready) -> String {
         TierName::S2 => format!("those of S2, {units}"),
         TierName::S3 => format!("those of S3, {units}"),
     }
+}
+
+/// The arguments of a place, as they were given.
+fn place(place: &Place) -> String {
+    let mut text = String::new();
+    for (option, value) in [("--data", &place.data), ("--cert-dir", &place.cert_dir)] {
+        if let Some(path) = value {
+            write!(text, " {option} {}", path.display()).expect("a string takes everything");
+        }
+    }
+    text
 }

@@ -4,31 +4,58 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::scenario::quantity::Span;
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   fleetwave hub --https-port 8443
   fleetwave hub --name my-hub.azure-devices.net --data ~/hub --tier S1
+  fleetwave hub --devices quickstart --set fleet.devices=50 --set script.refuse=5%
+  fleetwave hub device add my-device
 
 It ends by Ctrl-C or SIGTERM: connections are closed, and what is to be kept is written. A second one ends at once.
 
 Exit codes:
   0  it was asked to end, and did
   2  wrong usage
-  1  anything else, e.g. a port in use")]
+  1  anything else, e.g. a port in use"
+)]
 pub(crate) struct Hub {
+    #[command(subcommand)]
+    pub(super) command: Option<HubCommand>,
+
     #[command(flatten)]
     pub(super) serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum HubCommand {
+    /// Create devices at a hub that runs on this machine
+    #[command(subcommand)]
+    Device(DeviceCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeviceCommand {
+    /// Create a device, and print its connection string
+    Add {
+        /// Its id
+        id: String,
+
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 /// Where a hub keeps what it has to keep.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Place {
-    /// Keep the hub's keys in this directory
+    /// Keep the hub in this directory: devices, twins and all else, and its keys; without it, devices are in memory
     #[arg(long, value_name = "DIR", help_heading = "What is kept")]
     pub(super) data: Option<PathBuf>,
 
@@ -61,6 +88,14 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE", help_heading = "What it is")]
     pub(super) device_ca: Vec<PathBuf>,
 
+    /// Fill the hub with scripted devices: the fleet of a scenario, which answers by its `[script]`
+    #[arg(long, value_name = "SCENARIO", help_heading = "What it is")]
+    pub(super) devices: Option<String>,
+
+    /// Change any key of that scenario, e.g. `fleet.devices=50` or `script.refuse=5%`; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", requires = "devices", help_heading = "What it is")]
+    pub(super) set: Vec<String>,
+
     /// Threads that serve devices [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "What it is")]
     pub(super) threads: Option<NonZeroUsize>,
@@ -88,6 +123,10 @@ pub(super) struct Serve {
     /// Listen for MQTT without TLS, too: keys can be read on the way [default: off]
     #[arg(long, value_name = "PORT", help_heading = "Where it listens")]
     pub(super) plain_mqtt_port: Option<u16>,
+
+    /// Run an MQTT broker beside it, on which every event is published under `fleetwave/events/` [default: off]
+    #[arg(long, value_name = "PORT", help_heading = "Where it listens")]
+    pub(super) bus_port: Option<u16>,
 
     #[command(flatten)]
     pub(super) place: Place,

@@ -29,6 +29,8 @@ pub(super) struct Home {
     pub(super) state: PathBuf,
     /// Certificates.
     pub(super) certs: PathBuf,
+    /// Devices, twins and all else, if they are kept.
+    pub(super) data: Option<PathBuf>,
 }
 
 impl Home {
@@ -44,7 +46,7 @@ impl Home {
         let state =
             place.data.clone().or_else(|| place.cert_dir.clone()).or_else(user).ok_or(HubError::NoHome)?;
         let certs = place.cert_dir.clone().unwrap_or_else(|| state.join("certs"));
-        Ok(Self { state, certs })
+        Ok(Self { state, certs, data: place.data.clone() })
     }
 
     /// The certificate that clients have to trust.
@@ -203,7 +205,7 @@ mod tests {
         let kept = home(Some(data), None);
         assert_eq!((kept.state.as_path(), kept.certs.as_path()), (data, Path::new("/d/certs")));
         let memory = home(None, Some(certs));
-        assert_eq!((memory.state.as_path(), memory.certs.as_path()), (certs, certs));
+        assert_eq!((memory.state.as_path(), memory.certs.as_path(), memory.data), (certs, certs, None));
     }
 
     #[test]

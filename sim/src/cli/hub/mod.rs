@@ -2,10 +2,12 @@
 
 mod announce;
 mod args;
+mod device;
 mod home;
 mod serve;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use fleetwave_hub::StartError;
@@ -13,8 +15,10 @@ use fleetwave_hub::admin::AdminError;
 use fleetwave_hub::pki::PkiError;
 
 pub(super) use args::Hub;
+use args::{DeviceCommand, HubCommand};
 
-use super::CliError;
+use super::{CliError, output};
+use crate::live::script::ScriptError;
 
 /// Why a hub cannot run, or be asked.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +38,32 @@ pub(super) enum HubError {
     Certificates(#[from] PkiError),
     #[error("{problem}\n  = help: {fix}")]
     Port { problem: String, fix: String },
+    #[error(
+        "no hub runs here: there is no {}\n  = help: start `fleetwave hub`, and give both commands the same --data and \
+         --cert-dir", path.display()
+    )]
+    NotRunning { path: PathBuf },
+    #[error("the hub at {address} cannot be reached: {why}")]
+    Unreachable { address: SocketAddr, why: String },
+    #[error("{0}")]
+    Answer(String),
+    #[error("the hub has ended because something broke: {0}")]
+    Broken(String),
     #[error("the hub cannot start")]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Script(#[from] ScriptError),
     #[error("the hub's admin port cannot be opened")]
     Admin(#[from] AdminError),
 }
 
 /// Does what the arguments say, and returns the exit code.
 pub(super) fn run(arguments: &Hub) -> Result<u8, CliError> {
-    serve::serve(&arguments.serve)
+    match &arguments.command {
+        None => serve::serve(&arguments.serve),
+        Some(HubCommand::Device(DeviceCommand::Add { id, place })) => {
+            output::print(&format!("{}\n", device::add(id, place)?))?;
+            Ok(0)
+        }
+    }
 }

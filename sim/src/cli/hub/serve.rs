@@ -19,25 +19,33 @@ use super::announce::{self, Ready};
 use super::args::{Serve, TierName};
 use super::home::{Home, Keys, write_secret};
 use crate::cli::{CliError, output};
+use crate::live::script::ScriptedFleet;
+use crate::scenario;
 
 /// What takes longer is told.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the hub's health is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 /// Shards beyond this many cost more than they give.
 const MOST_THREADS: usize = 16;
 /// What is logged if `RUST_LOG` does not say.
-const LOG: &str = "warn,fleetwave=info,fleetwave_hub=info,rumqttd=error";
+const LOG: &str = "warn,fleetwave=info,fleetwave_hub=info,rumqttd=off";
 
 pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
     log();
     let signals = signals()?;
     let home = Home::find(&arguments.place)?;
     let keys = Keys::load_or_create(&home)?;
+    let scenario = match &arguments.devices {
+        Some(scenario) => Some(scenario::load(scenario, &arguments.set)?.scenario),
+        None => None,
+    };
     let mut names = arguments.name.clone();
     if names.is_empty() {
         names.push("localhost".to_owned());
     }
     let pki = Pki::load_or_create(Some(&home.certs), &names).map_err(HubError::from)?;
-    let hub = told("starting the hub", || start(arguments, &keys, &names, &pki))?;
+    let hub = told("starting the hub", || start(arguments, &home, &keys, &names, &pki))?;
     let admin = Admin {
         control: hub.control(),
         instruments: hub.control().instruments().clone(),
@@ -50,23 +58,45 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
         other => HubError::Admin(other),
     })?;
 
-    let ready = Ready::of(arguments, &hub, &home, &keys, &names, admin.address());
+    let fleet = match &scenario {
+        Some(scenario) => {
+            let made = || ScriptedFleet::start(scenario, &hub, &names[0]);
+            Some(told("making the scripted devices", made).map_err(HubError::from)?)
+        }
+        None => None,
+    };
+    let scripted = fleet.as_ref().map(|fleet| (fleet.devices(), fleet.first().to_owned()));
+
+    let ready = Ready::of(arguments, &hub, &home, &keys, &names, admin.address(), scripted);
     let running = home.running();
     write_secret(&running, &ready.json(), true)
         .map_err(|source| HubError::Write { path: running.clone(), source })?;
     output::print(&if arguments.json { ready.json() } else { announce::table(&ready) })?;
 
-    // It ends by a signal; a sender that is gone cannot be.
-    let _ = signals.recv();
+    // It ends by a signal, or when something is wrong that only a new start can mend.
+    let mut problem = None;
+    while problem.is_none() && signals.recv_timeout(LOOK).is_err_and(|error| error.is_timeout()) {
+        problem = hub.health().problem();
+    }
     tracing::info!("the hub ends");
     hub.health().drain();
+    drop(fleet);
     told("closing connections and writing what is kept", || hub.stop());
     let _ = fs::remove_file(&running);
     drop(admin);
-    Ok(0)
+    match problem {
+        None => Ok(0),
+        Some(problem) => Err(HubError::Broken(problem).into()),
+    }
 }
 
-fn start(arguments: &Serve, keys: &Keys, names: &[String], pki: &Pki) -> Result<HubServer, HubError> {
+fn start(
+    arguments: &Serve,
+    home: &Home,
+    keys: &Keys,
+    names: &[String],
+    pki: &Pki,
+) -> Result<HubServer, HubError> {
     let at = |port| SocketAddr::new(arguments.bind, port);
     let threads = arguments
         .threads
@@ -93,8 +123,14 @@ fn start(arguments: &Serve, keys: &Keys, names: &[String], pki: &Pki) -> Result<
         .tier(tier, arguments.units)
         .options(Options { cycle, ..Options::default() })
         .provisioning(provisioning);
+    if let Some(data) = &home.data {
+        builder = builder.data(data);
+    }
     if let Some(port) = arguments.plain_mqtt_port {
         builder = builder.tcp(at(port));
+    }
+    if let Some(port) = arguments.bus_port {
+        builder = builder.bus(at(port));
     }
     for name in all_names(names, arguments.bind) {
         builder = builder.host_name(&name);
@@ -138,6 +174,7 @@ fn option_of(arguments: &Serve, port: u16) -> &'static str {
         (Some(arguments.https_port), "--https-port"),
         (Some(arguments.amqps_port), "--amqps-port"),
         (arguments.plain_mqtt_port, "--plain-mqtt-port"),
+        (arguments.bus_port, "--bus-port"),
     ];
     ports.iter().find(|(given, _)| *given == Some(port)).map_or("--bind", |(_, option)| option)
 }
