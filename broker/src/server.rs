@@ -316,6 +316,7 @@ impl HubServerBuilder {
                 policies: policies.clone(),
                 cloud: cloud.clone(),
                 readers: Arc::new(Readers::default()),
+                instruments: control.instruments().clone(),
                 port: amqps_address.map_or(AMQPS_PORT, |address| address.port()),
             }),
             tls: amqps.as_ref().and_then(|(_, tls)| tls.clone()),

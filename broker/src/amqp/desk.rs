@@ -25,6 +25,7 @@ use super::sasl::Credentials;
 use super::source::{Mail, Reader};
 use super::value::Value;
 use crate::events::CloudEvents;
+use crate::exposition::Instruments;
 use crate::policy::{Policies, PolicyError, Rights};
 
 /// How long a client may stay without showing a token.
@@ -39,11 +40,11 @@ const WINDOW: u32 = 200;
 const RUNTIME_METRIC: &str = "com.microsoft:enable-receiver-runtime-metric";
 
 /// What all clients share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) policies: Arc<Policies>,
     pub(crate) cloud: Arc<CloudEvents>,
     pub(crate) readers: Arc<Readers>,
+    pub(crate) instruments: Instruments,
     /// The port that clients are redirected to.
     pub(crate) port: u16,
 }
@@ -74,7 +75,6 @@ enum Role {
 }
 
 /// A client.
-#[derive(Debug)]
 pub(crate) struct Desk {
     shared: Arc<Shared>,
     connection: Connection,
@@ -211,6 +211,7 @@ impl Desk {
                 Ok((role, accept)) => {
                     self.connection.accept(link, &attach, accept);
                     self.links.insert(link, role);
+                    self.shared.instruments.link_attached();
                 }
                 Err(error) => {
                     tracing::debug!(condition = error.condition.0, why = error.description, "link refused");
@@ -224,7 +225,9 @@ impl Desk {
                 }
             }
             Event::Detached(link) => {
-                if let Some(Role::Mail(mut mail)) = self.links.remove(&link) {
+                let Some(role) = self.links.remove(&link) else { return };
+                self.shared.instruments.link_detached();
+                if let Role::Mail(mut mail) = role {
                     mail.abandon(now.at, &self.shared.cloud);
                 }
             }
@@ -481,6 +484,7 @@ impl Drop for Desk {
     fn drop(&mut self) {
         // Whatever was under way comes again at once, not when its lock expires.
         for role in self.links.values_mut() {
+            self.shared.instruments.link_detached();
             if let Role::Mail(mail) = role {
                 mail.abandon(Instant::ZERO, &self.shared.cloud);
             }

@@ -17,6 +17,7 @@ use super::readers::Readers;
 use super::value::Value;
 use crate::clock::Clock;
 use crate::events::{CloudEvents, Event, EventOptions, Source as EventSource};
+use crate::exposition::Instruments;
 use crate::policy::{HostNames, Policies, Policy, Rights};
 
 const START: WallTime = WallTime::from_unix_millis(1_600_000_000_000);
@@ -39,6 +40,7 @@ fn shared() -> Arc<Shared> {
         policies: Arc::new(Policies::new(HostNames::new(["localhost".to_owned()]), vec![policy])),
         cloud: Arc::new(CloudEvents::new(options, &Clock::new())),
         readers: Arc::new(Readers::default()),
+        instruments: Instruments::new(),
         port: 5671,
     })
 }

@@ -11,6 +11,7 @@ use super::desk::{Desk, Shared};
 use super::readers::Readers;
 use crate::clock::Clock;
 use crate::events::{CloudEvents, Event, EventOptions, Source};
+use crate::exposition::Instruments;
 use crate::policy::{HostNames, Policies};
 
 /// What a client that has shown a token sends, in pieces of a size; an `AMQP` header and more is up to the bytes.
@@ -37,6 +38,7 @@ pub fn amqp(bytes: &[u8], piece: usize) {
         policies: Arc::new(Policies::new(HostNames::default(), Vec::new())),
         cloud: Arc::new(cloud),
         readers: Arc::new(Readers::default()),
+        instruments: Instruments::new(),
         port: 5671,
     });
     let mut now = Now { at: Instant::ZERO, wall: WallTime::default() };
