@@ -40,6 +40,7 @@ mod session;
 pub mod store;
 pub mod tls;
 mod transport;
+mod upload;
 mod view;
 pub mod websocket;
 pub mod x509;
@@ -56,6 +57,7 @@ pub use hooks::{Hooks, Replies, Reply, Telemetry};
 pub use listen::ListenError;
 pub use metrics::HubMetrics;
 pub use server::{HubServer, HubServerBuilder, StartError};
+pub use upload::{StorageAccount, StorageError};
 pub use view::ShardView;
 
 /// Which of a hub's shards a device belongs to.

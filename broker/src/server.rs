@@ -40,6 +40,7 @@ use crate::transport::Transports;
 use crate::transport::memory::Memory;
 use crate::transport::tcp::Tcp;
 use crate::transport::tls::Tls;
+use crate::upload::{StorageAccount, Uploads};
 use crate::websocket::Bridge;
 use crate::x509::{Authorities, NotAnAuthority};
 
@@ -92,6 +93,7 @@ pub struct HubServerBuilder {
     amqps: Option<(SocketAddr, Option<Arc<ServerConfig>>)>,
     event_options: EventOptions,
     dps: Option<DpsSettings>,
+    storage: Option<StorageAccount>,
     data: Option<PathBuf>,
     bus: Option<SocketAddr>,
 }
@@ -190,6 +192,13 @@ impl HubServerBuilder {
     #[must_use]
     pub fn data(mut self, folder: impl AsRef<Path>) -> Self {
         self.data = Some(folder.as_ref().to_owned());
+        self
+    }
+
+    /// Where devices' files go. Without it uploads are refused.
+    #[must_use]
+    pub fn storage(mut self, account: StorageAccount) -> Self {
+        self.storage = Some(account);
         self
     }
 
@@ -330,7 +339,9 @@ impl HubServerBuilder {
         let mut websockets = None;
         if let Some((bound, tls)) = https {
             let jobs = Arc::new(Jobs::load(self.tier, &store, self.clock.now().wall)?);
-            let api = Arc::new(Api::new(control.clone(), gate.clone(), jobs, dps.clone()));
+            let uploads = self.storage.take().map(|account| Arc::new(Uploads::new(account)));
+            let (cloud, dps) = (cloud.clone(), dps.clone());
+            let api = Arc::new(Api::new(control.clone(), gate.clone(), jobs, dps, cloud, uploads));
             let bridge = Bridge::new(&connector).map_err(StartError::Shard)?;
             websockets = Some(bridge.clone());
             let rest = RestServer { api, tls, upgrades: vec![Arc::new(bridge), Arc::new(amqp)] };
@@ -455,6 +466,7 @@ impl HubServer {
             amqps: None,
             event_options: EventOptions::default(),
             dps: None,
+            storage: None,
             data: None,
             bus: None,
         }

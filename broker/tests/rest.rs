@@ -11,6 +11,7 @@ mod rest {
     mod device;
     mod devices;
     mod digital_twins;
+    mod files;
     mod isolation;
     mod jobs;
     mod methods;

@@ -17,6 +17,7 @@ mod configurations;
 mod device;
 mod devices;
 mod digital;
+mod files;
 mod identity;
 mod jobs;
 mod methods;
@@ -40,8 +41,10 @@ use std::sync::atomic::AtomicU64;
 use crate::HubControl;
 use crate::auth::Gate;
 use crate::dps::Dps;
+use crate::events::CloudEvents;
 use crate::jobs::Jobs;
 use crate::policy::Policies;
+use crate::upload::Uploads;
 
 /// What all operations share.
 pub(crate) struct Api {
@@ -55,6 +58,10 @@ pub(crate) struct Api {
     pub(crate) jobs: Arc<Jobs>,
     /// The provisioning service, if there is one.
     pub(crate) dps: Option<Arc<Dps>>,
+    /// What the back end is told: feedback, and files that were uploaded.
+    pub(crate) cloud: Arc<CloudEvents>,
+    /// Where devices' files go, if there is a place for them.
+    pub(crate) uploads: Option<Arc<Uploads>>,
     /// Held by who writes a configuration.
     pub(crate) configurations: tokio::sync::Mutex<()>,
     /// Numbers requests, for tracking ids.
@@ -62,13 +69,22 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(control: HubControl, gate: Arc<Gate>, jobs: Arc<Jobs>, dps: Option<Arc<Dps>>) -> Self {
+    pub(crate) fn new(
+        control: HubControl,
+        gate: Arc<Gate>,
+        jobs: Arc<Jobs>,
+        dps: Option<Arc<Dps>>,
+        cloud: Arc<CloudEvents>,
+        uploads: Option<Arc<Uploads>>,
+    ) -> Self {
         Self {
             control,
             policies: gate.policies.clone(),
             gate,
             jobs,
             dps,
+            cloud,
+            uploads,
             configurations: tokio::sync::Mutex::default(),
             requests: AtomicU64::new(0),
         }

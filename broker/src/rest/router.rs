@@ -164,6 +164,7 @@ pub(crate) const TABLES: &[(&str, &[Operation])] = &[
     ("Statistics", super::statistics::OPERATIONS),
     ("Device provisioning", super::provisioning::OPERATIONS),
     ("Device side", super::device::OPERATIONS),
+    ("File upload", super::files::OPERATIONS),
     ("Not modelled", super::unmodelled::OPERATIONS),
 ];
 

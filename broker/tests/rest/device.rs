@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fleetwave_hub::NewDevice;
-use fleetwave_hub::events::Entry;
+use fleetwave_hub::events::{Entry, Source};
 use fleetwave_hub_core::{Authentication, DeviceSpec, Identity, Input};
 use fleetwave_protocol::WallTime;
 use fleetwave_protocol::bag;
@@ -38,7 +38,8 @@ fn post(rig: &Rig, token: &str, path: &str, headers: &[(&str, &str)], body: &'st
 
 fn events(rig: &Rig) -> Vec<Arc<Entry>> {
     let cloud = rig.hub.cloud_events();
-    (0..4).flat_map(|partition| cloud.log.read(partition, 0, 100)).collect()
+    let all = (0..4).flat_map(|partition| cloud.log.read(partition, 0, 100));
+    all.filter(|entry| entry.event.source == Source::Telemetry).collect()
 }
 
 #[test]
