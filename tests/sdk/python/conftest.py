@@ -168,30 +168,39 @@ def _text(value):
 
 
 class Events:
-    """Every event that the hub's Event-Hub-compatible endpoint gave since the session began."""
+    """Every event that the hub's Event-Hub-compatible endpoint gave since the session began.
+
+    One client for each partition: a client that reads several waits at the quiet ones in turn.
+    """
 
     def __init__(self, hub):
         self.seen = []
         self.changed = threading.Condition()
         self.errors = []
-        self.client = EventHubConsumerClient.from_connection_string(
-            hub.events, consumer_group="$Default", connection_verify=hub.ca_path
-        )
-        self.partitions = self.client.get_partition_ids()
         self.ready = set()
-        threading.Thread(target=self._run, daemon=True).start()
+        self.clients = [self._client(hub)]
+        partitions = self.clients[0].get_partition_ids()
+        self.clients += [self._client(hub) for _ in partitions[1:]]
+        for client, partition in zip(self.clients, partitions):
+            threading.Thread(target=self._run, args=(client, partition), daemon=True).start()
         with self.changed:
             assert self.changed.wait_for(
-                lambda: len(self.ready) == len(self.partitions), timeout=30
-            ), f"partitions {self.partitions} were not opened: {self.errors}"
+                lambda: len(self.ready) == len(partitions), timeout=30
+            ), f"partitions {partitions} were not opened: {self.errors}"
 
-    def _run(self):
-        # In batches: one by one, the SDK gives some two a second.
-        self.client.receive_batch(
-            on_event_batch=lambda partition, batch: [self._event(partition, event) for event in batch],
+    def _client(self, hub):
+        return EventHubConsumerClient.from_connection_string(
+            hub.events, consumer_group="$Default", connection_verify=hub.ca_path
+        )
+
+    def _run(self, client, partition):
+        client.receive_batch(
+            on_event_batch=self._events,
             on_error=lambda _, error: self.errors.append(error),
             on_partition_initialize=self._opened,
+            partition_id=partition,
             starting_position="-1",
+            max_wait_time=1,
         )
 
     def _opened(self, partition):
@@ -199,14 +208,15 @@ class Events:
             self.ready.add(partition.partition_id)
             self.changed.notify_all()
 
-    def _event(self, partition, event):
+    def _events(self, partition, events):
         with self.changed:
-            event.partition = partition.partition_id
-            event.system = _text(dict(event.system_properties or {}))
-            event.custom = _text(dict(event.properties or {}))
-            event.raw = b"".join(event.body) if event.body else b""
-            event.text = event.raw.decode(errors="replace")
-            self.seen.append(event)
+            for event in events:
+                event.partition = partition.partition_id
+                event.system = _text(dict(event.system_properties or {}))
+                event.custom = _text(dict(event.properties or {}))
+                event.raw = b"".join(event.body) if event.body else b""
+                event.text = event.raw.decode(errors="replace")
+                self.seen.append(event)
             self.changed.notify_all()
 
     def of(self, who, source="Telemetry"):
@@ -229,11 +239,15 @@ class Events:
 
         with self.changed:
             found = self.changed.wait_for(enough, timeout=timeout)
-        assert found, f"{count} {source} of {who.name} did not come, {len(self.seen)} others did"
+        assert found, (
+            f"{count} {source} of {who.name} did not come, {len(self.of(who, source))} of them and "
+            f"{len(self.seen)} in all did; errors: {self.errors}"
+        )
         return found
 
     def close(self):
-        self.client.close()
+        for client in self.clients:
+            client.close()
 
 
 @pytest.fixture(scope="session")

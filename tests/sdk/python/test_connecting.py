@@ -108,7 +108,7 @@ def test_the_second_thumbprint_and_the_long_one(hub, registry, forget, connect, 
         client = by_certificate(hub, connect, device_id, certificate)
         client.connect()
         assert lives(client)
-        client.shutdown()
+        client.disconnect()
 
 
 def test_a_module_by_thumbprint(hub, registry, connect, device, tmp_path):

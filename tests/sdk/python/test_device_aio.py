@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from azure.iot.device import Message, MethodResponse, X509
 from azure.iot.device.aio import IoTHubDeviceClient, IoTHubModuleClient
-from azure.iot.device.exceptions import CredentialError, ServiceError
+from azure.iot.device.exceptions import ClientError, CredentialError, ServiceError
 from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 
 from hub import Certificate, new_key, sas, unique
@@ -60,8 +60,9 @@ async def test_twin(registry, aconnect, device):
     patches = []
     client.on_twin_desired_properties_patch_received = patches.append
     await client.patch_twin_reported_properties({"a": 1})
-    with pytest.raises(ServiceError):
+    with pytest.raises(ClientError) as error:
         await client.patch_twin_reported_properties({"$bad": 1})
+    assert isinstance(error.value.__cause__, ServiceError)
     registry.update_twin(device.device_id, desired(b=2))
     await until(lambda: patches)
     assert patches == [{"b": 2, "$version": 2}]
