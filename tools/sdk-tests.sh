@@ -208,7 +208,7 @@ run_node() {
     cp "$suites"/node/*.js "$modules/tests"
     local files=("$@")
     [ $# -eq 0 ] && files=("$modules"/tests/*.test.js)
-    (cd "$modules/tests" && NODE_EXTRA_CA_CERTS=$ca node --test --test-concurrency=1 --test-reporter=spec "${files[@]}")
+    (cd "$modules/tests" && NODE_EXTRA_CA_CERTS=$ca node --test --test-timeout=120000 --test-concurrency=1 --test-reporter=spec "${files[@]}")
 }
 
 run_mosquitto() {

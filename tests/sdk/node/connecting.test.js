@@ -4,9 +4,10 @@
 const assert = require('node:assert/strict');
 const { test } = require('node:test');
 const device = require('azure-iot-device');
+const { SharedAccessKeyAuthenticationProvider } = require('azure-iot-device');
 const { MqttWs } = require('azure-iot-device-mqtt');
 const { Http } = require('azure-iot-device-http');
-const { errors, Message } = require('azure-iot-common');
+const { Message } = require('azure-iot-common');
 const {
   certificate, client, DeviceClient, deviceCa, eventually, forget, hub, keep, makeDevice, makeModule, Mqtt, newKey, NoRetry,
   opened, registry, unique,
@@ -62,7 +63,7 @@ for (const Transport of [Mqtt, MqttWs]) {
         device.SharedAccessSignature.create(hub.host, made.deviceId, made.key, yesterday).toString(), Transport)),
     ]) {
       await assert.rejects(once(one).open(), (error) =>
-        error instanceof errors.UnauthorizedError || error instanceof errors.NotConnectedError);
+        ['UnauthorizedError', 'NotConnectedError'].includes(error.name));
     }
   });
 
@@ -73,13 +74,13 @@ for (const Transport of [Mqtt, MqttWs]) {
     const wrong = certificate('wrong');
     const one = once(client(`HostName=${hub.host};DeviceId=${deviceId};x509=true`, Transport));
     await one.setOptions({ cert: wrong.cert, key: wrong.key });
-    await assert.rejects(one.open(), errors.UnauthorizedError);
+    await assert.rejects(one.open(), { name: 'UnauthorizedError' });
   });
 }
 
 test('a disabled device is refused', async () => {
   const made = await makeDevice({ status: 'disabled' });
-  await assert.rejects(once(client(made)).open(), errors.UnauthorizedError);
+  await assert.rejects(once(client(made)).open(), { name: 'UnauthorizedError' });
 });
 
 test('a module', async () => {
@@ -108,7 +109,7 @@ test('a token is renewed by hand, and subscriptions stay', async () => {
 
 test('a token is renewed by the client itself', async () => {
   const made = await makeDevice();
-  const provider = device.SharedKeyAuthenticationProvider.fromConnectionString(made.connectionString, 6, 2);
+  const provider = SharedAccessKeyAuthenticationProvider.fromConnectionString(made.connectionString, 6, 2);
   const one = keep(DeviceClient.fromAuthenticationProvider(provider, Mqtt));
   let renewals = 0;
   provider.on('newTokenAvailable', () => { renewals += 1; });
@@ -144,8 +145,8 @@ test('over HTTPS: send, and be turned away', async () => {
   await one.sendEvent(message);
   await one.sendEventBatch([new Message('one'), new Message('two')]);
   const wrong = client(`HostName=${hub.host};DeviceId=${made.deviceId};SharedAccessKey=${newKey()}`, Http);
-  await assert.rejects(once(wrong).sendEvent(new Message('x')), errors.UnauthorizedError);
+  await assert.rejects(once(wrong).sendEvent(new Message('x')), { name: 'UnauthorizedError' });
   const nobody = client(`HostName=${hub.host};DeviceId=${unique('nobody')};SharedAccessKey=${made.key}`, Http);
   await assert.rejects(once(nobody).sendEvent(new Message('x')), (error) =>
-    error instanceof errors.UnauthorizedError || error instanceof errors.DeviceNotFoundError);
+    ['UnauthorizedError', 'DeviceNotFoundError'].includes(error.name));
 });

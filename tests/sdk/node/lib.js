@@ -9,7 +9,8 @@ const path = require('node:path');
 const { after } = require('node:test');
 
 const { Registry } = require('azure-iothub');
-const { Client: DeviceClient, ModuleClient, NoRetry } = require('azure-iot-device');
+const { NoRetry } = require('azure-iot-common');
+const { Client: DeviceClient, ModuleClient } = require('azure-iot-device');
 const { Mqtt } = require('azure-iot-device-mqtt');
 
 const parts = (text) =>

@@ -10,7 +10,6 @@ const { Http } = require('azure-iot-provisioning-device-http');
 const { ProvisioningServiceClient } = require('azure-iot-provisioning-service');
 const { SymmetricKeySecurityClient } = require('azure-iot-security-symmetric-key');
 const { X509Security } = require('azure-iot-security-x509');
-const { errors } = require('azure-iot-common');
 const { certificate, forget, hub, newKey, opened, registry, unique } = require('./lib');
 
 const service = ProvisioningServiceClient.fromConnectionString(hub.provisioning);
@@ -91,7 +90,7 @@ test('a wrong key and an unknown registration are refused', async () => {
   const made = await enrol({});
   await assert.rejects(register(Mqtt, new SymmetricKeySecurityClient(made.registrationId, newKey())));
   await assert.rejects(register(Mqtt, new SymmetricKeySecurityClient(unique('nobody'), newKey())));
-  await assert.rejects(register(Http, new SymmetricKeySecurityClient(made.registrationId, newKey())), errors.UnauthorizedError);
+  await assert.rejects(register(Http, new SymmetricKeySecurityClient(made.registrationId, newKey())), { name: 'UnauthorizedError' });
 });
 
 test('a device id of its own and an initial twin', async () => {
@@ -112,7 +111,7 @@ test('enrolments go round', async () => {
   assert.equal(mechanism.symmetricKey.primaryKey, made.attestation.symmetricKey.primaryKey);
   const { responseBody: changed } = await service.createOrUpdateIndividualEnrollment({ ...found, provisioningStatus: 'disabled' });
   assert.equal(changed.provisioningStatus, 'disabled');
-  await assert.rejects(service.createOrUpdateIndividualEnrollment(found), errors.InvalidEtagError);
+  await assert.rejects(service.createOrUpdateIndividualEnrollment(found), { name: 'InvalidEtagError' });
   await service.deleteIndividualEnrollment(made.registrationId);
   await assert.rejects(service.getIndividualEnrollment(made.registrationId));
 });
@@ -135,7 +134,8 @@ test('many at once, and queries', async () => {
   assert.equal(result.isSuccessful, true);
   const query = service.createIndividualEnrollmentQuery({ query: '*' }, 2);
   const found = [];
-  while (query.hasNext()) found.push(...(await query.next()).responseBody);
+  // With promises, the query has to be told where it stands.
+  while (query.hasMoreResults) found.push(...(await query.next(query.continuationToken)).responseBody);
   for (const id of ids) assert.ok(found.some((one) => one.registrationId === id));
 });
 

@@ -4,7 +4,6 @@
 const assert = require('node:assert/strict');
 const { test } = require('node:test');
 const { Registry } = require('azure-iothub');
-const { errors } = require('azure-iot-common');
 const { forget, hub, makeDevice, newKey, registry, unique } = require('./lib');
 
 const key = (text) => Buffer.from(text).toString('base64');
@@ -42,12 +41,12 @@ test('thumbprints without a type make a self-signed device', async () => {
 });
 
 test('an id with a slash is refused', async () => {
-  await assert.rejects(registry.create({ deviceId: 'invalid/name' }), errors.ArgumentError);
+  await assert.rejects(registry.create({ deviceId: 'invalid/name' }), { name: 'ArgumentError' });
 });
 
 test('an id is taken once', async () => {
   const { deviceId } = await makeDevice();
-  await assert.rejects(registry.create({ deviceId }), errors.DeviceAlreadyExistsError);
+  await assert.rejects(registry.create({ deviceId }), { name: 'DeviceAlreadyExistsError' });
 });
 
 test('all devices are listed', async () => {
@@ -61,14 +60,14 @@ test('all devices are listed', async () => {
 test('what is unknown or deleted is not found', async () => {
   const { deviceId } = await makeDevice();
   await registry.delete(deviceId);
-  await assert.rejects(registry.get(deviceId), errors.DeviceNotFoundError);
-  await assert.rejects(registry.delete(deviceId), errors.DeviceNotFoundError);
-  await assert.rejects(registry.getTwin(deviceId), errors.DeviceNotFoundError);
+  await assert.rejects(registry.get(deviceId), { name: 'DeviceNotFoundError' });
+  await assert.rejects(registry.delete(deviceId), { name: 'DeviceNotFoundError' });
+  await assert.rejects(registry.getTwin(deviceId), { name: 'DeviceNotFoundError' });
 });
 
 test('a wrong key is unauthorised', async () => {
   const wrong = Registry.fromConnectionString(hub.service.replace(hub.hubKey, newKey()));
-  await assert.rejects(wrong.get('anything'), errors.UnauthorizedError);
+  await assert.rejects(wrong.get('anything'), { name: 'UnauthorizedError' });
 });
 
 test('a token of the service opens the registry too', async () => {
@@ -110,7 +109,7 @@ test('bulk adds, updates and removes', async () => {
   }
   const { responseBody: removed } = await registry.removeDevices(ids.map((deviceId) => ({ deviceId })), true);
   assert.equal(removed.isSuccessful, true);
-  await assert.rejects(registry.get(ids[0]), errors.DeviceNotFoundError);
+  await assert.rejects(registry.get(ids[0]), { name: 'DeviceNotFoundError' });
 });
 
 test('bulk compares etags and tells what failed', async () => {
@@ -118,7 +117,7 @@ test('bulk compares etags and tells what failed', async () => {
   await assert.rejects(
     registry.updateDevices([{ deviceId, status: 'disabled', etag: 'c3RhbGU=' }], false),
     (error) => {
-      assert.ok(error instanceof errors.ArgumentError);
+      assert.equal(error.name, 'ArgumentError');
       const body = typeof error.responseBody === 'string' ? JSON.parse(error.responseBody) : error.responseBody;
       assert.equal(body.isSuccessful, false);
       assert.equal(body.errors[0].deviceId, deviceId);
@@ -152,7 +151,7 @@ test('modules go round', async () => {
   assert.equal(changed.managedBy, 'else');
   assert.notEqual(changed.etag, module.etag);
   // The first etag is stale by now; forced, it doesn't count.
-  await assert.rejects(registry.updateModule(module), errors.InvalidEtagError);
+  await assert.rejects(registry.updateModule(module), { name: 'InvalidEtagError' });
   await registry.updateModule(module, true);
   const { responseBody: last } = await registry.getModule(deviceId, 'one');
   await assert.rejects(registry.removeModule(changed));

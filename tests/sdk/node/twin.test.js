@@ -4,7 +4,6 @@
 const assert = require('node:assert/strict');
 const { test } = require('node:test');
 const { MqttWs } = require('azure-iot-device-mqtt');
-const { errors } = require('azure-iot-common');
 const { call, client, eventually, makeDevice, makeModule, Mqtt, opened, plain, registry } = require('./lib');
 
 const props = { foo: 1, bar: { baz: 2, tweedle: { dee: 3 } } };
@@ -73,7 +72,7 @@ test('an etag that is stale is refused', async () => {
   const { responseBody: changed } = await registry.updateTwin(device.deviceId, { properties: { desired: { a: 1 } } }, twin.etag);
   assert.equal(changed.properties.desired.a, 1);
   for (const etag of [twin.etag, 'abc']) {
-    await assert.rejects(registry.updateTwin(device.deviceId, { properties: { desired: { a: 2 } } }, etag), errors.InvalidEtagError);
+    await assert.rejects(registry.updateTwin(device.deviceId, { properties: { desired: { a: 2 } } }, etag), { name: 'InvalidEtagError' });
   }
   await registry.updateTwin(device.deviceId, { properties: { desired: { a: 3 } } }, '*');
 });
@@ -133,7 +132,8 @@ test('a page of twins, and the rest of them', async () => {
   const found = [];
   let pages = 0;
   while (query.hasMoreResults) {
-    const { result } = await query.nextAsTwin();
+    // With promises, the query has to be told where it stands.
+    const { result } = await query.nextAsTwin(query.continuationToken);
     pages += 1;
     found.push(...result);
   }
@@ -143,5 +143,5 @@ test('a page of twins, and the rest of them', async () => {
   const aggregate = registry.createQuery(`SELECT COUNT() AS n FROM devices WHERE tags.site = '${site}' AND tags.number >= 2`);
   const { result: counted } = await aggregate.next();
   assert.deepEqual(counted, [{ n: 3 }]);
-  await assert.rejects(registry.createQuery('SELECT FROM WHERE').next(), errors.ArgumentError);
+  await assert.rejects(registry.createQuery('SELECT FROM WHERE').next(), { name: 'ArgumentError' });
 });
