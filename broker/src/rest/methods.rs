@@ -95,7 +95,8 @@ pub(super) async fn run(api: &Api, id: String, method: MethodCall) -> Result<Met
         shard.invoke(device, &method, move |outcome| drop(tell.send(outcome)));
         Ok::<_, Box<HubError>>(())
     });
-    called.await??;
+    // What is wrong with a call, too, is told as methods' errors are.
+    called.await?.map_err(ApiError::Method)?;
     match told.await {
         Ok(outcome) => outcome.map_err(ApiError::Method),
         Err(_) => Err(ControlError::Stopped.into()),
