@@ -1,9 +1,10 @@
 //! Twins of devices and modules.
 
-use fleetwave_hub_core::{DeviceIx, HubError, Input, throttle};
+use fleetwave_hub_core::{DeviceIx, Doc, HubError, Input, throttle};
 use hyper::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::router::{Verb, does};
 use super::{ApiError, Call, Operation, Reply};
@@ -48,10 +49,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         .sdk("Python `IoTHubRegistryManager.replace_module_twin`; Java `TwinClient.replace`"),
 ];
 
-/// What of a twin a service can write; all else that SDKs send along is the hub's to say.
+/// What of a twin a service can write; all else that SDKs send along is the hub's to say. A section that is null is
+/// to be emptied, one that is absent stays.
 #[derive(Deserialize)]
 struct TwinBody<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     tags: Option<&'a RawValue>,
     #[serde(borrow)]
     properties: Option<PropertiesBody<'a>>,
@@ -59,8 +61,13 @@ struct TwinBody<'a> {
 
 #[derive(Deserialize)]
 struct PropertiesBody<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     desired: Option<&'a RawValue>,
+}
+
+/// Tells a null from what is absent.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A twin and its etag.
@@ -101,10 +108,17 @@ async fn replace(call: Call) -> Result<Reply, ApiError> {
 async fn change(call: Call, whole: bool) -> Result<Reply, ApiError> {
     let (id, if_match) = (call.target()?, call.if_match());
     let TwinBody { tags, properties } = call.json()?;
-    let text = |raw: Option<&RawValue>| raw.map(|raw| raw.get().to_owned().into_bytes());
+    let text = |raw: Option<&RawValue>| raw.map(|raw| raw.get().to_owned());
     let (tags, desired) = (text(tags), text(properties.and_then(|properties| properties.desired)));
     let written = call.api.control.with_device(&id.clone(), move |shard| {
         let device = shard.find(&id)?;
+        let now = shard.hub().twin(device);
+        let section = |text: Option<String>, now: &Doc| match text.as_deref() {
+            Some("null") if whole => Some(b"{}".to_vec()),
+            Some("null") => Some(emptied(now.text())),
+            _ => text.map(String::into_bytes),
+        };
+        let (tags, desired) = (section(tags, now.tags), section(desired, now.desired));
         let (tags, desired, if_match) = (tags.as_deref(), desired.as_deref(), if_match.as_deref());
         shard.apply(if whole {
             Input::ReplaceTwin { device, tags, desired, if_match }
@@ -114,4 +128,11 @@ async fn change(call: Call, whole: bool) -> Result<Reply, ApiError> {
         Ok::<_, Box<HubError>>(Written::of(shard, device))
     });
     Ok(written.await??.reply())
+}
+
+/// The merge patch that takes away all that a section has.
+fn emptied(section: &str) -> Vec<u8> {
+    let members: Map<String, Value> = serde_json::from_str(section).expect("the hub writes JSON objects");
+    let nulls: Map<_, _> = members.into_iter().map(|(name, _)| (name, Value::Null)).collect();
+    Value::Object(nulls).to_string().into_bytes()
 }

@@ -52,6 +52,23 @@ fn a_twin_is_read_merged_and_replaced() {
 }
 
 #[test]
+fn a_null_empties_a_section_and_what_is_absent_stays() {
+    let rig = Rig::new();
+    rig.put("/devices/d", json!({ "deviceId": "d" }));
+    let full = json!({ "tags": { "a": 1, "b": { "c": 2 } }, "properties": { "desired": { "x": 1, "y": { "z": 2 } } } });
+    for method in [Method::PATCH, Method::PUT] {
+        rig.ask(Method::PATCH, "/twins/d", Some(full.clone()));
+        let nothing = json!({ "properties": {} });
+        let twin = rig.ask(method.clone(), "/twins/d", Some(nothing)).json();
+        assert_eq!((&twin["tags"], &twin["properties"]["desired"]["x"]), (&full["tags"], &json!(1)));
+        let twin = rig.ask(method.clone(), "/twins/d", Some(json!({ "tags": null }))).json();
+        assert_eq!((&twin["tags"], &twin["properties"]["desired"]["x"]), (&json!({}), &json!(1)));
+        let twin = rig.ask(method, "/twins/d", Some(json!({ "properties": { "desired": null } }))).json();
+        assert_eq!(plain(&twin["properties"]["desired"]), json!({}));
+    }
+}
+
+#[test]
 fn a_stale_etag_leaves_the_twin_alone() {
     let rig = Rig::new();
     rig.put("/devices/d", json!({ "deviceId": "d" }));
