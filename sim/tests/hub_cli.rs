@@ -38,6 +38,11 @@ impl Hub {
         let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut line = String::new();
         stdout.read_line(&mut line).expect("it says when it is ready");
+        if line.is_empty() {
+            let mut log = String::new();
+            child.stderr.take().expect("it is piped").read_to_string(&mut log).expect("logs are text");
+            panic!("the hub did not start:\n{log}");
+        }
         let ready = serde_json::from_str(&line).expect("the line is JSON");
         Self { child, stdout, ready }
     }
@@ -100,7 +105,7 @@ fn it_says_how_to_reach_it_and_ends_in_good_order_by_either_signal() {
         let pem = std::fs::read_to_string(hub.text("ca")).expect("the certificate is where it says");
         assert!(hub.get("/ca.pem").ends_with(&pem));
         let (code, rest, _) = hub.end(signal);
-        assert_eq!((code, rest.as_str()), (Some(0), ""), "{signal}");
+        assert_eq!((code, rest.as_str()), (Some(0), "{\"event\":\"draining\"}\n"), "{signal}");
     }
 }
 
@@ -229,16 +234,19 @@ fn a_second_hub_answers_beside_the_first() {
 #[test]
 fn scripted_devices_come_as_the_scenario_says() {
     let dir = tempfile::tempdir().expect("a directory for the test");
-    let sets = ["fleet.devices=20", "script.answer=0ms", "step.0.connect.over=0s"].map(|set| ["--set", set]);
-    let arguments: Vec<&str> =
-        ["--devices", "quickstart"].into_iter().chain(sets.into_iter().flatten()).collect();
-    let hub = Hub::start(dir.path(), &arguments[..6]);
+    let arguments = ["--devices", "quickstart", "--set", "fleet.devices=20", "--set", "script.answer=0ms"];
+    let hub = Hub::start(dir.path(), &arguments);
     assert_eq!(hub.ready["scripted_devices"], 20);
     while !hub.get("/metrics").contains("fleetwave_hub_sessions 20\n") {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let (code, _, _) = hub.end("-TERM");
     assert_eq!(code, Some(0));
+    // They are the hub's now, and come again.
+    let hub = Hub::start(dir.path(), &arguments);
+    while !hub.get("/metrics").contains("fleetwave_hub_sessions 20\n") {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -102,6 +102,15 @@ impl Ready {
     }
 }
 
+/// For machines: the hub is about to end, and why if it was not asked to.
+pub(super) fn event(problem: Option<&str>) -> String {
+    let event = match problem {
+        None => json!({ "event": "draining" }),
+        Some(problem) => json!({ "event": "failed", "problem": problem }),
+    };
+    format!("{event}\n")
+}
+
 /// For people. Lines have at most 100 columns, as far as names and paths let them.
 pub(super) fn table(ready: &Ready) -> String {
     let mut text = format!("fleetwave hub {} is ready; Ctrl-C ends it\n\n", env!("CARGO_PKG_VERSION"));

@@ -45,7 +45,8 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
         names.push("localhost".to_owned());
     }
     let pki = Pki::load_or_create(Some(&home.certs), &names).map_err(HubError::from)?;
-    let hub = told("starting the hub", || start(arguments, &home, &keys, &names, &pki))?;
+    let hub =
+        told("starting the hub, and loading what it keeps", || start(arguments, &home, &keys, &names, &pki))?;
     let admin = Admin {
         control: hub.control(),
         instruments: hub.control().instruments().clone(),
@@ -79,6 +80,9 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
         problem = hub.health().problem();
     }
     tracing::info!("the hub ends");
+    if arguments.json {
+        output::print(&announce::event(problem.as_deref()))?;
+    }
     hub.health().drain();
     drop(fleet);
     told("closing connections and writing what is kept", || hub.stop());
