@@ -4,6 +4,8 @@
 //! `FLEETWAVE_KILLS` says how often (30 times if not set), `FLEETWAVE_SEED` repeats the choices of a run that failed; which
 //! write a kill meets is the system's to choose.
 
+#![allow(clippy::unwrap_used, reason = "what panics here fails a test")]
+
 mod child;
 mod device;
 mod operator;
