@@ -250,6 +250,23 @@ fn scripted_devices_come_as_the_scenario_says() {
 }
 
 #[test]
+fn the_storage_account_comes_from_a_file_and_what_is_wrong_with_it_is_said_without_its_key() {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let file = dir.path().join("storage");
+    let file_name = file.to_str().expect("text");
+    std::fs::write(&file, "AccountName=a;AccountKey=no base64, but secret\n").expect("it is writable");
+    let mut arguments = vec!["hub", "--data", dir.path().to_str().expect("text"), "--storage", file_name];
+    arguments.extend(FREE);
+    let output = run(&arguments);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(message.contains("AccountKey") && !message.contains("secret"), "{message}");
+    std::fs::write(&file, "UseDevelopmentStorage=true").expect("it is writable");
+    let hub = Hub::start(dir.path(), &["--storage", file_name]);
+    assert_eq!(hub.end("-TERM").0, Some(0));
+}
+
+#[test]
 fn a_wrong_scenario_or_option_is_wrong_usage() {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let data = dir.path().to_str().expect("text");

@@ -88,6 +88,20 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE", help_heading = "What it is")]
     pub(super) device_ca: Vec<PathBuf>,
 
+    /// Where devices' files go: a storage account's connection string, or a file that holds one; the environment
+    /// variable FLEETWAVE_STORAGE says it, too [default: uploads are refused]
+    #[arg(long, value_name = "FILE|STRING", help_heading = "What it is")]
+    pub(super) storage: Option<String>,
+
+    /// The container in that account
+    #[arg(long, value_name = "NAME", default_value = "uploads", help_heading = "What it is")]
+    pub(super) storage_container: String,
+
+    /// A file with an authority's certificate in PEM form that vouches for the storage account's endpoint, beside the
+    /// hub's own authority and the system's
+    #[arg(long, value_name = "FILE", help_heading = "What it is")]
+    pub(super) storage_ca: Option<PathBuf>,
+
     /// Fill the hub with scripted devices: the fleet of a scenario, which answers by its `[script]`
     #[arg(long, value_name = "SCENARIO", help_heading = "What it is")]
     pub(super) devices: Option<String>,

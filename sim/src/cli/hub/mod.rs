@@ -10,9 +10,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use fleetwave_hub::StartError;
 use fleetwave_hub::admin::AdminError;
 use fleetwave_hub::pki::PkiError;
+use fleetwave_hub::{StartError, StorageError};
 
 pub(super) use args::Hub;
 use args::{DeviceCommand, HubCommand};
@@ -47,6 +47,8 @@ pub(super) enum HubError {
     Unreachable { address: SocketAddr, why: String },
     #[error("{0}")]
     Answer(String),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error("the hub has ended because something broke: {0}")]
     Broken(String),
     #[error("the hub cannot start")]

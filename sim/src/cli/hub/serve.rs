@@ -1,15 +1,17 @@
 //! Runs the hub until it is asked to end.
 
+use std::env;
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fleetwave_hub::admin::{Admin, AdminError, AdminServer};
 use fleetwave_hub::events::EventOptions;
 use fleetwave_hub::pki::Pki;
-use fleetwave_hub::{DpsSettings, HubServer, ListenError, StartError};
+use fleetwave_hub::{DpsSettings, HubServer, ListenError, StartError, StorageAccount};
 use fleetwave_hub_core::throttle::Tier;
 use fleetwave_hub_core::{Cycle, Options};
 use tracing_subscriber::EnvFilter;
@@ -22,6 +24,8 @@ use crate::cli::{CliError, output};
 use crate::live::script::ScriptedFleet;
 use crate::scenario;
 
+/// The environment variable that says where devices' files go.
+const STORAGE: &str = "FLEETWAVE_STORAGE";
 /// What takes longer is told.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the hub's health is looked at.
@@ -130,6 +134,9 @@ fn start(
     if let Some(data) = &home.data {
         builder = builder.data(data);
     }
+    if let Some(account) = storage(arguments, pki)? {
+        builder = builder.storage(account);
+    }
     if let Some(port) = arguments.plain_mqtt_port {
         builder = builder.tcp(at(port));
     }
@@ -143,13 +150,30 @@ fn start(
         builder = builder.policy(policy.clone());
     }
     for path in &arguments.device_ca {
-        let pem = fs::read_to_string(path).map_err(|source| HubError::Read { path: path.clone(), source })?;
-        builder = builder.device_ca(&pem);
+        builder = builder.device_ca(&read(path)?);
     }
     builder.start().map_err(|error| match error {
         StartError::Listen(error) => port_error(&error, option_of(arguments, error.address.port())),
         other => HubError::Start(other),
     })
+}
+
+/// Where devices' files go.
+fn storage(arguments: &Serve, pki: &Pki) -> Result<Option<StorageAccount>, HubError> {
+    let given = arguments.storage.clone().or_else(|| env::var(STORAGE).ok());
+    let Some(given) = given.filter(|given| !given.is_empty()) else { return Ok(None) };
+    let path = Path::new(&given);
+    // A connection string is made of members with `=`.
+    let text = if given.contains('=') && !path.is_file() { given } else { read(path)? };
+    let mut account = StorageAccount::parse(&text, &arguments.storage_container)?.trust(pki.ca_pem())?;
+    if let Some(path) = &arguments.storage_ca {
+        account = account.trust(&read(path)?)?;
+    }
+    Ok(Some(account))
+}
+
+fn read(path: &Path) -> Result<String, HubError> {
+    fs::read_to_string(path).map_err(|source| HubError::Read { path: path.to_owned(), source })
 }
 
 /// The hub's name in its own events: the first part of its first name.
