@@ -18,6 +18,8 @@ pub(super) struct Ready {
     names: Vec<String>,
     service: String,
     provisioning: String,
+    /// For clients of Event Hubs, which know no other port than 5671.
+    events: String,
     id_scope: String,
     ca: PathBuf,
     state: PathBuf,
@@ -53,9 +55,13 @@ impl Ready {
             Some(address) if address.port() != HTTPS => format!("{}:{}", names[0], address.port()),
             _ => names[0].clone(),
         };
+        let service = keys.service_connection_string(&host);
+        let key = service.split_once(';').map_or("", |(_, key)| key);
+        let events = format!("Endpoint=sb://{}/;{key};EntityPath={}", names[0], hub.cloud_events().name());
         Self {
             names: names.to_vec(),
-            service: keys.service_connection_string(&host),
+            service,
+            events,
             provisioning: keys.provisioning_connection_string(&host),
             id_scope: keys.id_scope.clone(),
             ca: home.ca(),
@@ -86,6 +92,7 @@ impl Ready {
             "names": self.names,
             "service_connection_string": self.service,
             "provisioning_connection_string": self.provisioning,
+            "events_connection_string": self.events,
             "id_scope": self.id_scope,
             "ca": self.ca,
             "data": self.data,
