@@ -59,18 +59,6 @@ passed "an empty message at QoS 0"
 seq 1 50 | mosquitto_pub "${as_device[@]}" -q 1 -t "devices/$device/messages/events/" -l
 passed "fifty messages over one connection"
 
-answer=$(mosquitto_rr "${as_device[@]}" -q 1 -W 10 -e '$iothub/twin/res/#' -t '$iothub/twin/GET/?$rid=1' -n -F '%t %p')
-[[ $answer == '$iothub/twin/res/200/?$rid=1 {"desired":{"$version":1},"reported":{"$version":1}}' ]] || fail "the twin: $answer"
-passed "the twin is read"
-
-answer=$(mosquitto_rr "${as_device[@]}" -q 1 -W 10 -e '$iothub/twin/res/#' -t '$iothub/twin/PATCH/properties/reported/?$rid=2' -m '{"a":1}' -F '%t')
-[[ $answer == '$iothub/twin/res/204/?$rid=2&$version=2' ]] || fail "the report: $answer"
-passed "a report is acknowledged with its version"
-
-answer=$(mosquitto_rr "${as_device[@]}" -q 1 -W 10 -e '$iothub/twin/res/#' -t '$iothub/twin/PATCH/properties/reported/?$rid=3' -m '{"$bad":1}' -F '%t %p')
-[[ $answer == '$iothub/twin/res/400/?$rid=3 {"errorCode":400'* ]] || fail "the refused report: $answer"
-passed "a report against the rules is refused"
-
 mosquitto_sub "${as_device[@]}" -q 1 -W 20 -C 1 -t '$iothub/twin/PATCH/properties/desired/#' -F '%t %p' >"$FLEETWAVE_READY.patch" &
 listener=$!
 connected() { rest GET "/devices/$device" | grep -q '"connectionState":"Connected"'; }
