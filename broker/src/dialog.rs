@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use fleetwave_hub_core::Topics;
 use fleetwave_protocol::profile::{Channel, iothub};
-use fleetwave_protocol::{Now, Profile};
+use fleetwave_protocol::{Now, Profile, Up, bag};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
     Connect, ConnectReturnCode, Packet, Publish, SubAck, Subscribe, SubscribeReasonCode, Unsubscribe,
@@ -118,7 +118,16 @@ impl Shard {
         if publish.qos == QoS::AtLeastOnce {
             codec::puback(publish.pkid, self.sessions.answers());
         }
-        self.engine.up(device, serial, message, &mut self.sessions);
+        match message {
+            // Nothing is retained: whoever reads the message is told that it was to be.
+            Up::Telemetry { properties, body } if publish.retain => {
+                let mut marked = properties.to_owned();
+                bag::push(&mut marked, "mqtt-retain", "true");
+                let message = Up::Telemetry { properties: &marked, body };
+                self.engine.up(device, serial, message, &mut self.sessions);
+            }
+            message => self.engine.up(device, serial, message, &mut self.sessions),
+        }
         Flow::Next
     }
 

@@ -304,6 +304,24 @@ fn a_will_is_telemetry_when_the_connection_is_lost_and_nothing_when_it_was_close
 }
 
 #[test]
+fn telemetry_that_was_to_be_retained_says_so() {
+    let (sender, heard) = std::sync::mpsc::channel();
+    let server = support::hub_with(move |message| sender.send(message.properties.to_owned()).unwrap());
+    let mut client = Client::open(&server, Way::Memory, "d1");
+    client.log_in(&server.control(), "d1");
+    for (topic, retain, properties) in [
+        ("devices/d1/messages/events/k=v", true, "k=v&mqtt-retain=true"),
+        ("devices/d1/messages/events/", true, "mqtt-retain=true"),
+        ("devices/d1/messages/events/k=v", false, "k=v"),
+    ] {
+        let mut publish = Publish::new(topic, QoS::AtMostOnce, "x");
+        publish.retain = retain;
+        client.send(Packet::Publish(publish));
+        assert_eq!(heard.recv_timeout(support::PATIENCE).unwrap(), properties);
+    }
+}
+
+#[test]
 fn with_several_shards_a_device_comes_in_wherever_it_arrives() {
     let server = HubServer::builder()
         .shards(3)

@@ -11,10 +11,10 @@ use super::request::{JobRequest, Work};
 /// How far a job, or a device in it, is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// Its time has not come.
+    /// A job waits for its time, or for other jobs.
+    Queued,
+    /// A device waits for its turn.
     Scheduled,
-    /// It waits for other jobs, or its device for its turn.
-    Enqueued,
     Running,
     Completed,
     Failed,
@@ -23,7 +23,7 @@ pub(crate) enum Status {
 
 impl Status {
     const ALL: [Self; 6] =
-        [Self::Scheduled, Self::Enqueued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+        [Self::Queued, Self::Scheduled, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
 
     pub(super) fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.name() == name)
@@ -31,8 +31,8 @@ impl Status {
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Self::Queued => "queued",
             Self::Scheduled => "scheduled",
-            Self::Enqueued => "enqueued",
             Self::Running => "running",
             Self::Completed => "completed",
             Self::Failed => "failed",
@@ -88,12 +88,11 @@ pub(crate) struct Job {
 impl Job {
     pub(crate) fn new(id: &str, request: JobRequest, now: WallTime) -> Self {
         let start = request.start.unwrap_or(now).max(now);
-        let status = if start > now { Status::Scheduled } else { Status::Enqueued };
         let targets = BTreeMap::new();
         Self {
             id: id.to_owned(),
             request,
-            status,
+            status: Status::Queued,
             created: now,
             started: start,
             ended: None,
@@ -193,7 +192,7 @@ impl Job {
             id.split_once('/').map_or((id, None), |(device, module)| (device, Some(module)));
         let status = match &target.outcome {
             None if target.started.is_some() => Status::Running,
-            None => Status::Enqueued,
+            None => Status::Scheduled,
             Some(Outcome::Written | Outcome::Answered(_)) => Status::Completed,
             Some(Outcome::Refused { .. }) => Status::Failed,
             Some(Outcome::Dropped(status)) => *status,

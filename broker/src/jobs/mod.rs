@@ -116,6 +116,11 @@ impl Jobs {
         max: usize,
     ) -> (Vec<Value>, Option<String>) {
         let jobs = self.lock();
+        // A job that has not begun is queued, by whichever of its names it is asked for.
+        let status = status.map(|status| {
+            let waits = ["scheduled", "enqueued"].iter().any(|name| name.eq_ignore_ascii_case(status));
+            if waits { Status::Queued.name() } else { status }
+        });
         let is = |wanted: Option<&str>, actual: &str| {
             wanted.is_none_or(|wanted| wanted.is_empty() || wanted.eq_ignore_ascii_case(actual))
         };

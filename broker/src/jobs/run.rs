@@ -29,11 +29,6 @@ pub(crate) async fn run(jobs: Arc<Jobs>, control: HubControl, id: String) {
     {
         sleep(Duration::from_millis(left.min(1000))).await;
     }
-    let _ = jobs.with(&id, |job| {
-        if job.status == Status::Scheduled {
-            job.status = Status::Enqueued;
-        }
-    });
     let Ok(_place) = jobs.places.clone().acquire_owned().await else { return };
     let Ok(request) = jobs.with(&id, |job| job.request.clone()) else { return };
     let ended = match targets(&control, &request.query).await {

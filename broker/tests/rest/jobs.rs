@@ -76,7 +76,11 @@ fn a_job_that_has_not_begun_is_cancelled() {
     let rig = fleet();
     let mut later = update("*");
     later["startTime"] = json!("2100-01-01T00:00:00.000Z");
-    assert_eq!(rig.put("/jobs/v2/later", later).json()["status"], "scheduled");
+    assert_eq!(rig.put("/jobs/v2/later", later).json()["status"], "queued");
+    for status in ["queued", "scheduled", "enqueued"] {
+        let page = rig.get(&format!("/jobs/v2/query?jobStatus={status}")).json();
+        assert_eq!(page[0]["jobId"], "later", "{status}");
+    }
     let cancelled = rig.ask(Method::POST, "/jobs/v2/later/cancel", None);
     assert_eq!((cancelled.status.as_u16(), &cancelled.json()["status"]), (200, &json!("cancelled")));
     let twin: Value = serde_json::from_slice(&rig.hub.control().twin("d1").unwrap()).unwrap();
@@ -122,7 +126,7 @@ fn jobs_and_what_they_did_are_there_after_a_restart() {
 
     let rig = start();
     assert_eq!(rig.get("/jobs/v2/done").json(), before);
-    assert_eq!(rig.get("/jobs/v2/later").json()["status"], "scheduled");
+    assert_eq!(rig.get("/jobs/v2/later").json()["status"], "queued");
     rig.put("/jobs/v2/done", update("*")).refused(409, "JobAlreadyExists");
     let rows = json!({ "query": "SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'done'" });
     let rows = rig.ask(Method::POST, "/devices/query", Some(rows)).json();

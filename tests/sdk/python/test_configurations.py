@@ -286,21 +286,24 @@ def test_content_is_applied_to_one_edge_device(registry, configurations, make_de
         )
 
 
-def test_a_layered_edge_deployment_reaches_its_modules(
-    registry, configurations, make_device, make, site, wait
+def test_an_edge_deployment_and_its_layers_reach_the_modules(
+    registry, make_device, make, site, wait
 ):
     edge = make_device("edge", iot_edge=True)
     registry.create_module_with_sas(edge.device_id, "worker", None, None, None)
     registry.update_twin(edge.device_id, Twin(tags={"site": site}))
-    content = ConfigurationContent(modules_content={"worker": {"properties.desired.speed": 9}})
-    try:
-        make(f"tags.site='{site}'", content=content)
-    except HttpOperationError as error:
-        # A hub that doesn't do this says so.
-        assert error.response.status_code == 501, error.response.text
-        assert "modulesContent" in error.response.json()["Message"]
-        return
-    wait(
-        lambda: registry.get_module_twin(edge.device_id, "worker").properties.desired.get("speed")
-        == 9
-    )
+    base = {
+        "$edgeAgent": {"properties.desired": {"schemaVersion": "1.1"}},
+        "$edgeHub": {"properties.desired": {"schemaVersion": "1.1"}},
+        "worker": {"properties.desired": {"speed": 1, "kept": True}},
+    }
+    make(f"tags.site='{site}'", priority=1, content=ConfigurationContent(modules_content=base))
+
+    def worker():
+        found = registry.get_module_twin(edge.device_id, "worker").properties.desired
+        return {key: value for key, value in found.items() if not key.startswith("$")}
+
+    wait(lambda: worker() == {"speed": 1, "kept": True})
+    layer = {"worker": {"properties.desired.speed": 9}}
+    make(f"tags.site='{site}'", priority=2, content=ConfigurationContent(modules_content=layer))
+    wait(lambda: worker() == {"speed": 9, "kept": True})

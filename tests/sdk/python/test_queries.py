@@ -102,7 +102,7 @@ def test_nothing_found_is_an_empty_page(registry):
         ("endswith(properties.desired.name, '-3')", {3}),
         ("CONTAINS(properties.desired.name, '-1')", {1, 10, 11}),
         ("IS_DEFINED(tags.nothing)", set()),
-        ("IS_NUMBER(tags.floor) AND is_string(tags.room.name) AND level < 1", set()),
+        ("IS_NUMBER(tags.floor) AND is_string(tags.room.name) AND properties.desired.nothing < 1", set()),
         ("IS_BOOL(tags.odd) AND IS_OBJECT(tags.room) AND tags.floor = 0", {0, 3, 6, 9}),
         ("status = 'disabled'", {0, 4, 8}),
         ("connectionState = 'Connected'", set()),
