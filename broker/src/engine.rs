@@ -195,6 +195,7 @@ impl Engine {
         HubMetrics {
             devices: self.hub.len() as u64,
             modules: self.hub.modules_len() as u64,
+            c2d_waiting: self.hub.c2d_len() as u64,
             waiting: self.delayed.len() as u64,
             ..self.metrics
         }

@@ -106,9 +106,9 @@ const GAUGES: &[(&str, &str, &str, &[Reading])] = &[
     ("fleetwave_hub_sessions", "MQTT connections that are open", "", &[("", |m| m.connections)]),
     (
         "fleetwave_hub_queue_depth",
-        "What waits: operations for the hub's limits, commands for a shard",
+        "What waits: C2D messages for their devices, operations for the hub's limits, commands for a shard",
         "queue",
-        &[("limits", |m| m.waiting), ("commands", |m| m.inbox)],
+        &[("c2d", |m| m.c2d_waiting), ("limits", |m| m.waiting), ("commands", |m| m.inbox)],
     ),
     (
         "fleetwave_hub_session_buffer_bytes",

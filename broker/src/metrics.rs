@@ -59,6 +59,8 @@ metrics! {
     packets_out,
     /// Bytes to devices.
     bytes_out,
+    /// C2D messages that wait for their devices now.
+    c2d_waiting,
     /// Operations that waited for the hub's limits.
     delayed,
     /// Operations that were refused because of the hub's limits.

@@ -52,9 +52,13 @@ fn metrics_say_what_the_hub_has() {
     let hub = HubServer::builder().shards(2).start().unwrap();
     let server = admin(&hub, None);
     hub.control().create_devices(["a", "b", "c"].map(NewDevice::new)).unwrap();
+    for device in ["a", "c"] {
+        hub.control().send_c2d(device, fleetwave_hub_core::C2dMessage::default()).unwrap();
+    }
     let (status, text) = get(&server, "/metrics");
     assert_eq!(status, 200);
     assert!(text.contains("# TYPE fleetwave_hub_devices gauge\nfleetwave_hub_devices 3\n"), "{text}");
+    assert!(text.contains("fleetwave_hub_queue_depth{queue=\"c2d\"} 2\n"), "{text}");
     assert!(text.contains("# TYPE fleetwave_hub_turn_duration_seconds histogram\n"), "{text}");
     hub.stop();
     assert_eq!(get(&server, "/metrics").0, 503);

@@ -325,6 +325,12 @@ impl Hub {
         self.registry.modules()
     }
 
+    /// How many C2D messages wait for their devices.
+    #[must_use]
+    pub fn c2d_len(&self) -> usize {
+        self.c2d.values().map(Queue::len).sum()
+    }
+
     /// Every device, in the order in which they were made. Modules are not among them.
     pub fn devices(&self) -> impl Iterator<Item = DeviceIx> {
         self.devices_from(DeviceIx(0))
