@@ -10,6 +10,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -47,6 +48,9 @@ struct Arguments {
     /// Requests that are open on each connection.
     #[arg(long, default_value_t = 8)]
     window: usize,
+    /// Keep the hub in this folder, which is to be new: answers wait for the disk.
+    #[arg(long)]
+    data: Option<PathBuf>,
 }
 
 trait Line: Read + Write + Send {}
@@ -64,11 +68,12 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let pki = Pki::load_or_create(None, &[])?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let hub = HubServer::builder()
-        .shards(arguments.threads)
-        .tcp(loopback)
-        .tls(loopback, pki.server_config())
-        .start()?;
+    let mut builder =
+        HubServer::builder().shards(arguments.threads).tcp(loopback).tls(loopback, pki.server_config());
+    if let Some(folder) = &arguments.data {
+        builder = builder.data(folder);
+    }
+    let hub = builder.start()?;
     let count = arguments.threads * arguments.connections;
     hub.control().create_devices((0..count).map(|number| NewDevice::new(id(number))))?;
     let mut roots = RootCertStore::empty();
