@@ -332,6 +332,7 @@ impl Engine {
         self.run(input, Context::Service(&mut done), outlet);
         let done = done.unwrap_or(Ok(Done::TwinWritten));
         if done.is_ok() {
+            self.metrics.c2d += u64::from(matches!(done, Ok(Done::Received(Some(_)))));
             if let Some((device, generation, twin)) = deleted {
                 self.publish_of(now, device, generation, EventKind::Deleted { twin: &twin });
             }

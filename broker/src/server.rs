@@ -337,6 +337,7 @@ impl HubServerBuilder {
         }
         let connector = MemoryConnector::new(shards.clone(), self.assign.clone());
         let mut websockets = None;
+        let takes_uploads = https.is_some() && self.storage.is_some();
         if let Some((bound, tls)) = https {
             let jobs = Arc::new(Jobs::load(self.tier, &store, self.clock.now().wall)?);
             let uploads = self.storage.take().map(|account| Arc::new(Uploads::new(account)));
@@ -353,6 +354,7 @@ impl HubServerBuilder {
             store: store.clone(),
             https_address,
             amqps_address,
+            takes_uploads,
             cloud,
             dps: dps.clone(),
             bus_address: bus.as_ref().map(Bus::address),
@@ -434,6 +436,7 @@ pub struct HubServer {
     address: Option<SocketAddr>,
     https_address: Option<SocketAddr>,
     amqps_address: Option<SocketAddr>,
+    takes_uploads: bool,
     cloud: Arc<CloudEvents>,
     dps: Option<Arc<Dps>>,
     bus: Mutex<Option<Bus>>,
@@ -512,6 +515,12 @@ impl HubServer {
     #[must_use]
     pub fn amqps_address(&self) -> Option<SocketAddr> {
         self.amqps_address
+    }
+
+    /// Whether devices can upload files: the REST operations are served, and there is a storage account.
+    #[must_use]
+    pub fn takes_uploads(&self) -> bool {
+        self.takes_uploads
     }
 
     /// What the back end can read of the hub: events, if AMQP is served; feedback, if AMQP or REST is.

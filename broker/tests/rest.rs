@@ -14,6 +14,7 @@ mod rest {
     mod files;
     mod isolation;
     mod jobs;
+    mod messages;
     mod methods;
     mod modules;
     mod provisioning;

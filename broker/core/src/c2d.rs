@@ -2,8 +2,10 @@
 //!
 //! Source: `articles/iot-hub/iot-hub-devguide-messages-c2d.md` in MicrosoftDocs/azure-docs. Over MQTT a message is
 //! completed by its PUBACK, and one that is not acknowledged is delivered again when the device connects the next
-//! time. The page's newest version says that only an explicit abandon, which MQTT does not have, counts as a delivery;
+//! time; over HTTPS the device fetches a message under a lock. The page's newest version says that only an explicit abandon, which MQTT does not have, counts as a delivery;
 //! here, as in the versions before it, each delivery counts, so that a message that crashes its device ends.
+
+mod lock;
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -43,6 +45,8 @@ pub enum FeedbackStatus {
     Expired,
     /// It was delivered as often as allowed and never acknowledged.
     DeliveryCountExceeded,
+    /// The device rejected it.
+    Rejected,
     /// The queue was purged.
     Purged,
 }
@@ -55,6 +59,7 @@ impl FeedbackStatus {
             Self::Success => "Success",
             Self::Expired => "Expired",
             Self::DeliveryCountExceeded => "DeliveryCountExceeded",
+            Self::Rejected => "Rejected",
             Self::Purged => "Purged",
         }
     }
@@ -160,8 +165,20 @@ struct Entry {
     message: Arc<C2dMessage>,
     queued: Queued,
     expiry: Ticket,
-    /// The delivery that waits for its acknowledgement.
-    under_way: Option<u32>,
+    holder: Holder,
+}
+
+/// Who has a message that waits to be completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Nobody,
+    /// The device, by a delivery on its connection.
+    Connection(u32),
+    /// The device, by a lock.
+    Lock {
+        token: u128,
+        until: Ticket,
+    },
 }
 
 /// The messages of one device, oldest first.
@@ -178,7 +195,7 @@ impl Queue {
     /// What would come back from a store, if a message may be delivered as often as that.
     #[cfg(test)]
     pub(crate) fn durable(&self, most: u32) -> Vec<(Arc<C2dMessage>, WallTime, u32)> {
-        let worn = |entry: &&Entry| entry.under_way.is_some() && entry.queued.deliveries >= most;
+        let worn = |entry: &&Entry| entry.holder != Holder::Nobody && entry.queued.deliveries >= most;
         let entries = self.entries.iter().filter(|entry| !worn(entry));
         entries.map(|entry| (entry.message.clone(), entry.queued.expires, entry.queued.deliveries)).collect()
     }
@@ -251,7 +268,7 @@ impl Hub {
         let expires =
             now.wall.as_unix_millis().saturating_add(life.as_millis().try_into().unwrap_or(u64::MAX));
         let queued = Queued { expires: WallTime::from_unix_millis(expires), ..Queued::default() };
-        queue.entries.push_back(Entry { message, queued, expiry, under_way: None });
+        queue.entries.push_back(Entry { message, queued, expiry, holder: Holder::Nobody });
         self.changes.device(ix);
         Ok(Done::Queued { depth: queue.len() })
     }
@@ -262,11 +279,11 @@ impl Hub {
             return;
         }
         let Some(queue) = self.c2d.get_mut(&ix) else { return };
-        for entry in queue.entries.iter_mut().filter(|entry| entry.under_way.is_none()) {
+        for entry in queue.entries.iter_mut().filter(|entry| entry.holder == Holder::Nobody) {
             self.deliveries = self.deliveries.wrapping_add(1);
             entry.queued.deliveries += 1;
             self.changes.device(ix);
-            entry.under_way = Some(self.deliveries);
+            entry.holder = Holder::Connection(self.deliveries);
             let message = Arc::clone(&entry.message);
             out.push(Output::C2d { device: ix, delivery: self.deliveries, message });
         }
@@ -275,7 +292,8 @@ impl Hub {
     pub(crate) fn complete_c2d(&mut self, now: Now, ix: DeviceIx, delivery: u32, out: &mut Vec<Output>) {
         let connected = self.device(ix).is_some_and(Device::is_connected);
         if connected {
-            self.end_c2d(now, ix, FeedbackStatus::Success, out, |entry| entry.under_way == Some(delivery));
+            let held = Holder::Connection(delivery);
+            self.end_c2d(now, ix, FeedbackStatus::Success, out, |entry| entry.holder == held);
         }
     }
 
@@ -293,10 +311,12 @@ impl Hub {
     /// A connection ended: what was under way waits again, unless it was delivered as often as allowed.
     pub(crate) fn return_c2d(&mut self, now: Now, ix: DeviceIx, out: &mut Vec<Output>) {
         let most = self.options.c2d_max_deliveries;
-        let worn = |entry: &Entry| entry.under_way.is_some() && entry.queued.deliveries >= most;
+        let held = |entry: &Entry| matches!(entry.holder, Holder::Connection(_));
+        let worn = |entry: &Entry| held(entry) && entry.queued.deliveries >= most;
         self.end_c2d(now, ix, FeedbackStatus::DeliveryCountExceeded, out, worn);
         if let Some(queue) = self.c2d.get_mut(&ix) {
-            queue.entries.iter_mut().for_each(|entry| entry.under_way = None);
+            let back = queue.entries.iter_mut().filter(|entry| held(entry));
+            back.for_each(|entry| entry.holder = Holder::Nobody);
         }
     }
 
@@ -305,8 +325,8 @@ impl Hub {
     pub(crate) fn restore_c2d(&mut self, now: Now, ix: DeviceIx, message: Arc<C2dMessage>, queued: &Queued) {
         let left = queued.expires.as_unix_millis().saturating_sub(now.wall.as_unix_millis());
         let expiry = self.timers.set(now.at + Duration::from_millis(left), Due::C2dExpiry(ix));
-        let under_way = (queued.deliveries > 0).then_some(0);
-        let entry = Entry { message, queued: *queued, expiry, under_way };
+        let holder = if queued.deliveries > 0 { Holder::Connection(0) } else { Holder::Nobody };
+        let entry = Entry { message, queued: *queued, expiry, holder };
         self.c2d.entry(ix).or_default().entries.push_back(entry);
     }
 
@@ -314,6 +334,9 @@ impl Hub {
     pub(crate) fn forget_c2d(&mut self, ix: DeviceIx) {
         for entry in self.c2d.remove(&ix).into_iter().flat_map(|queue| queue.entries) {
             self.timers.cancel(entry.expiry);
+            if let Holder::Lock { until, .. } = entry.holder {
+                self.timers.cancel(until);
+            }
             self.changes.part_gone(entry.queued.part);
         }
     }
@@ -333,6 +356,9 @@ impl Hub {
                 return true;
             }
             timers.cancel(entry.expiry);
+            if let Holder::Lock { until, .. } = entry.holder {
+                timers.cancel(until);
+            }
             changes.device(ix);
             changes.part_gone(entry.queued.part);
             let wanted = match entry.message.feedback {

@@ -416,6 +416,8 @@ impl Hub {
                 self.answer(device, call, status, body, out);
             }
             Input::C2dAck { device, delivery } => self.complete_c2d(now, device, delivery, out),
+            Input::ReceiveC2d { device, lock } => self.receive_c2d(now, device, lock, out),
+            Input::SettleC2d { device, lock, outcome } => self.settle_c2d(now, device, lock, outcome, out),
             Input::PutConfiguration { configuration, if_match } => {
                 self.put_configuration(now, configuration, if_match, out);
             }
@@ -444,6 +446,7 @@ impl Hub {
                 while let Some((ticket, due)) = self.timers.pop(now.at) {
                     match due {
                         Due::C2dExpiry(device) => self.expire_c2d(now, device, ticket, out),
+                        Due::C2dLock(device) => self.unlock_c2d(now, device, ticket, out),
                         Due::Method(call) => self.time_out(call, out),
                         Due::Cycle => self.evaluate(now, out),
                     }

@@ -322,6 +322,69 @@ fn a_c2d_message_ends_after_ten_deliveries() {
 }
 
 #[test]
+fn a_c2d_message_that_was_fetched_is_locked_until_it_is_settled_or_a_minute_has_passed() {
+    let mut bench = Bench::new();
+    let device = bench.device;
+    let fetch = |bench: &mut Bench, lock| match &bench.give(Input::ReceiveC2d { device, lock })[..] {
+        [Output::Service(Ok(Done::Received(received)))] => received.as_ref().map(|received| {
+            (String::from_utf8_lossy(&received.message.body).into_owned(), received.deliveries)
+        }),
+        out => panic!("{out:?}"),
+    };
+    let settle = |bench: &mut Bench, lock, outcome| bench.give(Input::SettleC2d { device, lock, outcome });
+    let fetched = |body: &str, deliveries| Some((body.to_owned(), deliveries));
+    assert_eq!(fetch(&mut bench, 1), None);
+    for body in ["a", "b", "c"] {
+        bench.send(body, Feedback::Full);
+    }
+    assert_eq!(fetch(&mut bench, 2), fetched("a", 1));
+    assert_eq!(fetch(&mut bench, 3), fetched("b", 1));
+    let out = settle(&mut bench, 2, Settlement::Complete);
+    assert!(matches!(out[0], Output::Service(Ok(Done::Settled))));
+    assert_eq!(feedback(&out), [FeedbackStatus::Success]);
+    assert_eq!(code(&settle(&mut bench, 2, Settlement::Complete)), ErrorCode::DeviceMessageLockLost);
+    assert_eq!(feedback(&settle(&mut bench, 3, Settlement::Abandon)), []);
+    assert_eq!(fetch(&mut bench, 4), fetched("b", 2), "it comes again, in its old place");
+    assert_eq!(feedback(&settle(&mut bench, 4, Settlement::Reject)), [FeedbackStatus::Rejected]);
+
+    // A connection gets what is not locked; the rest when the lock passes.
+    assert_eq!(fetch(&mut bench, 5), fetched("c", 1));
+    bench.send("d", Feedback::None);
+    bench.connect(1, false);
+    let out = bench.give(Input::Subscribe { device, topics: Topics::C2D });
+    assert_eq!(deliveries(&out), [(1, "d".into())]);
+    bench.now = 59_999;
+    assert!(bench.give(Input::Timer).is_empty());
+    bench.now = 60_000;
+    assert_eq!(deliveries(&bench.give(Input::Timer)), [(2, "c".into())]);
+    assert_eq!(code(&settle(&mut bench, 5, Settlement::Complete)), ErrorCode::DeviceMessageLockLost);
+    // A connection's end returns what it had, and not what is locked.
+    bench.give(Input::C2dAck { device, delivery: 2 });
+    bench.give(Input::Disconnect { device, session: 1 });
+    assert_eq!(fetch(&mut bench, 6), fetched("d", 2));
+    bench.connect(2, false);
+    bench.give(Input::Disconnect { device, session: 2 });
+    assert_eq!(fetch(&mut bench, 7), None);
+    bench.give(Input::PurgeC2d { device });
+    assert_eq!(bench.hub.next_deadline(), None, "no lock is left");
+}
+
+#[test]
+fn a_c2d_message_that_is_always_abandoned_ends_after_ten_deliveries() {
+    let mut bench = Bench::new();
+    bench.send("poison", Feedback::Negative);
+    let device = bench.device;
+    for lock in 1..=10 {
+        bench.give(Input::ReceiveC2d { device, lock });
+        let out = bench.give(Input::SettleC2d { device, lock, outcome: Settlement::Abandon });
+        let expected: &[FeedbackStatus] =
+            if lock == 10 { &[FeedbackStatus::DeliveryCountExceeded] } else { &[] };
+        assert_eq!(feedback(&out), expected);
+    }
+    assert_eq!(bench.hub.twin(device).c2d_waiting, 0);
+}
+
+#[test]
 fn a_c2d_queue_is_bounded_expires_and_can_be_purged() {
     let mut bench = Bench::new();
     for _ in 0..limits::C2D_QUEUE {

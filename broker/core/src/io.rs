@@ -188,6 +188,22 @@ pub enum Input<'a> {
         /// As [`Output::C2d`] had it.
         delivery: u32,
     },
+    /// The device fetches the next message of its queue under a lock, without a connection.
+    ReceiveC2d {
+        /// Who.
+        device: DeviceIx,
+        /// What the lock is to be called: a number that nobody guesses.
+        lock: u128,
+    },
+    /// The device says what is to become of a message that it has fetched.
+    SettleC2d {
+        /// Who.
+        device: DeviceIx,
+        /// As it was given to `ReceiveC2d`.
+        lock: u128,
+        /// What is to become of it.
+        outcome: Settlement,
+    },
     /// Create a configuration, or change the one of the same id.
     PutConfiguration {
         /// What it is from now on.
@@ -285,6 +301,28 @@ pub enum Input<'a> {
     Timer,
 }
 
+/// What a device does with a message that it has fetched under a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// It is done with it.
+    Complete,
+    /// It can't do anything with it: the message ends.
+    Reject,
+    /// It wants to have it again.
+    Abandon,
+}
+
+/// A message that a device has fetched under a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceivedC2d {
+    /// The message.
+    pub message: Arc<C2dMessage>,
+    /// How often it was delivered, this time included.
+    pub deliveries: u32,
+    /// When it expires.
+    pub expires: WallTime,
+}
+
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -326,6 +364,10 @@ pub enum Done {
     },
     /// The message of a device that need not be connected is accepted; [`Output::Telemetry`] follows.
     Posted,
+    /// What the device has fetched, if there was something.
+    Received(Option<ReceivedC2d>),
+    /// The message is settled.
+    Settled,
     /// The queue is empty.
     Purged {
         /// How many were dropped.

@@ -84,7 +84,9 @@ pub use hub::{Cycle, DeviceSpec, Hub, Options};
 pub use identity::{
     Authentication, DeviceEtag, Identity, IdentityChange, IdentityView, Statistics, Thumbprint,
 };
-pub use io::{CloseReason, DeviceIx, Done, Input, MethodAnswer, Output, Patch, Refusal, Topics};
+pub use io::{
+    CloseReason, DeviceIx, Done, Input, MethodAnswer, Output, Patch, ReceivedC2d, Refusal, Settlement, Topics,
+};
 pub use record::RecordError;
 pub use restore::{Parts, Restore, device_id};
 pub use rollout::Counts;

@@ -3,6 +3,8 @@
 //! Source: "Understand and use device twins in IoT Hub", `articles/iot-hub/iot-hub-devguide-device-twins.md`, and
 //! the "other limits" of the throttling page, both in MicrosoftDocs/azure-docs.
 
+use core::time::Duration;
+
 use serde_json::Value;
 
 use crate::error::{ErrorCode, HubError};
@@ -19,6 +21,8 @@ pub const C2D_SIZE: usize = 64 * 1024;
 pub const METHOD_SIZE: usize = 128 * 1024;
 /// Largest number of C2D messages that wait for a device.
 pub const C2D_QUEUE: usize = 50;
+/// How long a device may keep a C2D message that it has fetched over HTTPS.
+pub const C2D_LOCK: Duration = Duration::from_secs(60);
 /// Most objects that may stand inside each other below a section's root.
 pub const DEPTH: usize = 10;
 /// Longest key, in bytes.

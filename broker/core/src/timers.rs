@@ -18,6 +18,8 @@ pub(crate) struct Ticket {
 pub(crate) enum Due {
     /// A C2D message of the device expires.
     C2dExpiry(DeviceIx),
+    /// The lock of a C2D message of the device passes.
+    C2dLock(DeviceIx),
     /// A method call has waited long enough, for the device or for its answer.
     Method(u32),
     /// Configurations are evaluated.

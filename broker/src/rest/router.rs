@@ -160,10 +160,12 @@ pub(crate) const TABLES: &[(&str, &[Operation])] = &[
     ("Queries", super::query::OPERATIONS),
     ("Configurations", super::configurations::OPERATIONS),
     ("Digital twins", super::digital::OPERATIONS),
+    ("Messages to devices, and files from them", super::messages::OPERATIONS),
     ("Jobs", super::jobs::OPERATIONS),
     ("Statistics", super::statistics::OPERATIONS),
     ("Device provisioning", super::provisioning::OPERATIONS),
     ("Device side", super::device::OPERATIONS),
+    ("Messages to a device that fetches them", super::devicebound::OPERATIONS),
     ("File upload", super::files::OPERATIONS),
     ("Not modelled", super::unmodelled::OPERATIONS),
 ];

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fleetwave_hub::NewDevice;
 use fleetwave_hub::events::{Entry, Source};
-use fleetwave_hub_core::{Authentication, DeviceSpec, Identity, Input};
+use fleetwave_hub_core::{Authentication, C2dMessage, DeviceSpec, Feedback, Identity, Input};
 use fleetwave_protocol::WallTime;
 use fleetwave_protocol::bag;
 use fleetwave_protocol::sas::{self, Key};
@@ -152,4 +152,72 @@ fn a_device_speaks_for_itself_alone() {
     });
     disabled.unwrap().unwrap();
     send(&token(&rig, "d/m"), "/devices/d/modules/m/messages/events").refused(403, "DeviceDisabled");
+}
+
+#[test]
+fn a_device_fetches_a_message_and_settles_it() {
+    let rig = rig();
+    let control = rig.hub.control();
+    let path = "/devices/d/messages/devicebound";
+    let ask = |method, path: &str| {
+        rig.raw(method, path, &[("authorization", &token(&rig, "d"))], bytes::Bytes::new())
+    };
+    let fetch = || ask(Method::GET, path);
+    let lock = |got: &Got| got.header("etag").unwrap().trim_matches('"').to_owned();
+    assert_eq!(fetch().status, 204);
+    for id in ["1", "2", "3"] {
+        let properties =
+            format!("%24.mid={id}&%24.to=%2Fdevices%2Fd&%24.ct=text%2Fplain&level=high%20er&a%20b=c");
+        let message = C2dMessage {
+            message_id: Some(id.into()),
+            properties: properties.into(),
+            body: (*b"hello").into(),
+            feedback: Feedback::Full,
+            expires: None,
+        };
+        control.send_c2d("d", message).unwrap();
+    }
+    let first = fetch();
+    assert_eq!((first.status.as_u16(), &first.body[..]), (200, &b"hello"[..]));
+    for (name, value) in [
+        ("iothub-messageid", "1"),
+        ("iothub-to", "/devices/d"),
+        ("iothub-contenttype", "text/plain"),
+        ("iothub-app-level", "high er"),
+        ("iothub-deliverycount", "1"),
+    ] {
+        assert_eq!(first.header(name), Some(value), "{first:?}");
+    }
+    let (second, third) = (fetch(), fetch());
+    assert_eq!(fetch().status, 204, "all are locked");
+    let of_first = format!("{path}/{}", lock(&first));
+    let others = rig.raw(
+        Method::DELETE,
+        &of_first.replace("/d/", "/e/"),
+        &[("authorization", &token(&rig, "e"))],
+        bytes::Bytes::new(),
+    );
+    others.refused(404, "DeviceNotFound");
+    assert_eq!(ask(Method::DELETE, &format!("{of_first}?api-version=2021-04-12")).status, 204);
+    ask(Method::DELETE, &of_first).refused(412, "DeviceMessageLockLost");
+    ask(Method::DELETE, &format!("{path}/nonsense")).refused(412, "DeviceMessageLockLost");
+    let reject = format!("{path}/{}?api-version=2021-04-12&reject", lock(&second));
+    assert_eq!(ask(Method::DELETE, &reject).status, 204);
+    assert_eq!(ask(Method::POST, &format!("{path}/{}/abandon", lock(&third))).status, 204);
+    let again = fetch();
+    assert_eq!(
+        (again.header("iothub-messageid"), again.header("iothub-deliverycount")),
+        (Some("3"), Some("2"))
+    );
+
+    let told = rig.hub.cloud_events().feedback.take(control.clock().now().at, 9).unwrap();
+    let outcomes: Vec<_> = told
+        .records
+        .iter()
+        .map(|json| {
+            let record: serde_json::Value = serde_json::from_str(json).unwrap();
+            (record["originalMessageId"].as_str().unwrap().to_owned(), record["statusCode"].clone())
+        })
+        .collect();
+    assert_eq!(outcomes, [("1".into(), "Success".into()), ("2".into(), "Rejected".into())]);
 }

@@ -53,5 +53,5 @@ def test_ten_uploads_at_once(connect, device):
     open_ones = [client.get_storage_info_for_blob(f"{n}")["correlationId"] for n in range(10)]
     with pytest.raises(ClientError):
         client.get_storage_info_for_blob("eleven")
-    client.notify_blob_upload_status(open_ones[0], True, 200, "done")
+    client.notify_blob_upload_status(open_ones[0], False, 499, "given up")
     client.get_storage_info_for_blob("eleven")

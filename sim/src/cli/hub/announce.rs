@@ -33,6 +33,8 @@ pub(super) struct Ready {
     amqps: Option<SocketAddr>,
     plain_mqtt: Option<SocketAddr>,
     bus: Option<SocketAddr>,
+    /// Whether devices can upload files.
+    uploads: bool,
     admin: SocketAddr,
     address: IpAddr,
     /// How many scripted devices there are, and the id of the first.
@@ -75,6 +77,7 @@ impl Ready {
             amqps: hub.amqps_address(),
             plain_mqtt: hub.address(),
             bus: hub.bus_address(),
+            uploads: hub.takes_uploads(),
             admin,
             address: arguments.bind,
             scripted,
@@ -103,6 +106,7 @@ impl Ready {
             "plain_mqtt_port": port(self.plain_mqtt),
             "scripted_devices": self.scripted.as_ref().map(|(count, _)| count),
             "bus_port": port(self.bus),
+            "uploads": self.uploads,
             "admin": format!("http://{}", self.admin),
         });
         format!("{ready}\n")
