@@ -8,6 +8,7 @@ pub mod device;
 pub mod live;
 pub mod measure;
 pub mod progress;
+pub mod remote;
 pub mod rollout;
 pub mod run;
 pub mod scenario;

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use fleetwave_report::record::{self, Engine, Expectation, RunRecord, ScenarioRef, Transport, Verdict};
 
 use crate::measure::EngineOutcome;
 use crate::progress::Progress;
+use crate::remote::Remote;
 use crate::scenario::expect;
 use crate::scenario::model::Scenario;
 use crate::timeline::End;
@@ -48,6 +50,8 @@ pub enum Target {
         /// Its port.
         port: u16,
     },
+    /// A hub that is not ours.
+    Remote(Arc<Remote>),
 }
 
 impl fmt::Display for Target {
@@ -55,6 +59,7 @@ impl fmt::Display for Target {
         match self {
             Self::Hub => f.write_str("hub"),
             Self::Rumqttd => f.write_str("rumqttd"),
+            Self::Remote(remote) => remote.fmt(f),
             Self::Broker { host, port } if host.contains(':') => write!(f, "mqtt://[{host}]:{port}"),
             Self::Broker { host, port } => write!(f, "mqtt://{host}:{port}"),
         }
@@ -123,6 +128,9 @@ pub enum EngineError {
         /// What to change.
         fix: String,
     },
+    /// It was stopped before there was anything to measure.
+    #[error("interrupted before the run began")]
+    Interrupted,
     /// Something that the run needs could not be set up, or broke.
     #[error("{what}")]
     Failed {
@@ -140,6 +148,7 @@ impl EngineError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Unfit { .. } => 2,
+            Self::Interrupted => 130,
             Self::Unavailable(_) | Self::Failed { .. } => 1,
         }
     }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::clean::Clean;
+use super::elsewhere::{Elsewhere, TargetArgument};
 use super::hub::Hub;
-use crate::run::Target;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -24,11 +25,13 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Run a scenario and measure what comes out
-    Run(Run),
+    Run(Box<Run>),
     /// Check a scenario and say in words what a run of it will do
     Check(Check),
     /// Be a local IoT Hub for Azure's SDKs
     Hub(Box<Hub>),
+    /// List or remove what runs have left on a hub elsewhere
+    Clean(Box<Clean>),
     /// Print the JSON Schema of scenarios, or of run records
     Schema(Schema),
     /// List the scenarios that come with fleetwave
@@ -43,6 +46,7 @@ Examples:
   fleetwave run quickstart --engine live --transport memory --devices 200k
   fleetwave run my-fleet.toml --seed 7 --set release.size=64KiB --out results/
   fleetwave run my-fleet.toml --json --quiet | jq .fan_out_latency
+  fleetwave run quickstart --engine live --devices 500 --target-file hub.txt --tier S1
 
 Exit codes:
   0    every expectation was met
@@ -59,9 +63,9 @@ pub(super) struct Run {
     #[arg(long, value_enum, default_value = "virtual", help_heading = "What runs")]
     pub(super) engine: EngineName,
 
-    /// What devices connect to: `hub`, `rumqttd` (both embedded), or a broker's mqtt://HOST:PORT
-    #[arg(long, default_value = "hub", value_name = "hub|rumqttd|URL", help_heading = "What runs")]
-    pub(super) target: Target,
+    /// What devices connect to: `hub`, `rumqttd` (both embedded), or a broker's mqtt://HOST:PORT [default: hub]
+    #[arg(long, value_name = "hub|rumqttd|URL", help_heading = "What runs")]
+    pub(super) target: Option<TargetArgument>,
 
     /// What carries the live engine's bytes [default: tcp]
     #[arg(long, value_enum, help_heading = "What runs")]
@@ -82,6 +86,17 @@ pub(super) struct Run {
     /// Threads of the virtual engine [default: one for each core]; the result does not depend on it
     #[arg(long, value_name = "N", help_heading = "What runs")]
     pub(super) threads: Option<NonZeroUsize>,
+
+    #[command(flatten)]
+    pub(super) elsewhere: Elsewhere,
+
+    /// Port of MQTT over TLS there [default: 8883]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "A hub elsewhere")]
+    pub(super) mqtt_port: Option<u16>,
+
+    /// Do not ask before something is created there
+    #[arg(long, short, help_heading = "A hub elsewhere")]
+    pub(super) yes: bool,
 
     /// Write run.json, histograms.hlog and summary.txt into this directory
     #[arg(long, value_name = "DIR", help_heading = "What comes out")]
@@ -151,7 +166,7 @@ mod tests {
         let mut command = Arguments::command().term_width(100);
         command.build();
         insta::assert_snapshot!("help", command.render_long_help());
-        for name in ["run", "check", "hub", "schema", "scenarios"] {
+        for name in ["run", "check", "hub", "clean", "schema", "scenarios"] {
             let sub = command.find_subcommand_mut(name).expect("the subcommand exists");
             insta::assert_snapshot!(format!("help_{name}"), sub.render_long_help());
         }

@@ -1,6 +1,8 @@
 //! The command line: what users type, see and get as an exit code.
 
 mod args;
+mod clean;
+mod elsewhere;
 mod hub;
 mod output;
 mod plan;
@@ -12,6 +14,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use self::args::{Arguments, Command};
+use crate::remote::ServiceError;
 use crate::run::EngineError;
 use crate::scenario::{self, Diagnostics};
 
@@ -34,6 +37,8 @@ enum CliError {
     #[error("cannot listen for Ctrl-C")]
     Signals(#[from] ctrlc::Error),
     #[error(transparent)]
+    Service(#[from] ServiceError),
+    #[error(transparent)]
     Hub(#[from] hub::HubError),
 }
 
@@ -42,7 +47,7 @@ impl CliError {
         match self {
             Self::Scenario(_) | Self::Contradiction(_) => USAGE,
             Self::Engine(error) => error.exit_code(),
-            Self::Output(_) | Self::Signals(_) | Self::Hub(_) => OTHER,
+            Self::Output(_) | Self::Signals(_) | Self::Service(_) | Self::Hub(_) => OTHER,
         }
     }
 
@@ -69,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => session::run(&arguments),
         Command::Check(arguments) => check(&arguments),
         Command::Hub(arguments) => hub::run(&arguments),
+        Command::Clean(arguments) => clean::run(&arguments),
         Command::Schema(arguments) => schema(&arguments),
         Command::Scenarios => scenarios(),
     };

@@ -9,17 +9,29 @@ use fleetwave_report::summary;
 
 use super::args::Run;
 use super::output::{self, OutDir};
-use super::{CliError, plan};
+use super::{CliError, elsewhere, plan};
 use crate::progress::{Display, Progress, Show};
-use crate::run;
+use crate::remote;
+use crate::run::{self, EngineError, Target};
+
+/// The exit code of a run that was interrupted.
+const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(arguments: &Run) -> Result<u8, CliError> {
     let (plan, warnings) = plan::plan(arguments)?;
     for warning in warnings {
         say(&warning.to_string());
     }
+    if let Target::Remote(remote) = &plan.target {
+        remote::fit(&plan.scenario).map_err(|(problem, fix)| EngineError::Unfit { problem, fix })?;
+        say(&remote::estimate(remote, &plan.scenario));
+        if !elsewhere::confirm(arguments.yes)? {
+            say("nothing was created\n");
+            return Ok(INTERRUPTED);
+        }
+    }
     let out = arguments.out.as_deref().map(OutDir::prepare).transpose()?;
-    let stop = stop_on_ctrl_c()?;
+    let stop = stop_on_ctrl_c(&plan.target)?;
 
     let progress = Arc::new(Progress::default());
     progress.phase("making the fleet");
@@ -41,12 +53,21 @@ pub(super) fn run(arguments: &Run) -> Result<u8, CliError> {
 
 /// The flag that the first Ctrl-C (or a termination signal) sets, so that the run ends cleanly; the second ends
 /// the process.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, ctrlc::Error> {
+fn stop_on_ctrl_c(target: &Target) -> Result<Arc<AtomicBool>, ctrlc::Error> {
+    let left = match target {
+        Target::Remote(remote) => format!(
+            "devices and configurations whose ids begin with {}- may be left on {remote}; remove them by `{}`\n",
+            remote.prefix(),
+            remote.clean_command()
+        ),
+        Target::Hub | Target::Rumqttd | Target::Broker { .. } => String::new(),
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, SeqCst) {
-            std::process::exit(130);
+            say(&left);
+            std::process::exit(INTERRUPTED.into());
         }
         say("stopping the run; press Ctrl-C again to end at once\n");
     })?;

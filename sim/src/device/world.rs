@@ -30,6 +30,13 @@ impl World {
         Self { scenario, fleet, catalogue, policies }
     }
 
+    /// The same world, whose devices' ids begin with `prefix`.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.fleet = self.fleet.with_prefix(prefix);
+        self
+    }
+
     /// What happens.
     #[must_use]
     pub const fn scenario(&self) -> &Scenario {

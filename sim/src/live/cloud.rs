@@ -20,7 +20,7 @@ use crate::scenario::model::Channel;
 /// Different reports that are remembered; a fleet sends few.
 const MOST_TEXTS: usize = 256;
 /// How long a device may take to answer the method that carries its grant.
-const METHOD_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const METHOD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The hub has accepted a report.
 #[derive(Clone, Copy, Debug)]
@@ -38,42 +38,28 @@ pub(super) fn blob_name(spec: usize) -> String {
     format!("release-{spec}")
 }
 
-/// What is plugged into each of the hub's shards.
-pub(super) struct CloudSide {
+/// Who grants downloads.
+pub(super) struct Granter {
     world: Arc<World>,
     board: Arc<RwLock<Board>>,
     blobs: BlobControl,
-    /// The ear of each device shard.
-    ears: Vec<Sender<Heard>>,
-    /// Devices in each device shard but the last.
-    share: u64,
-    /// What reports mean, by their text.
-    texts: FxHashMap<Vec<u8>, Option<Status>>,
     answers: u64,
 }
 
-impl CloudSide {
-    pub(super) fn new(
-        world: Arc<World>,
-        board: Arc<RwLock<Board>>,
-        blobs: BlobControl,
-        ears: Vec<Sender<Heard>>,
-        share: u64,
-    ) -> Self {
-        Self { world, board, blobs, ears, share, texts: FxHashMap::default(), answers: 0 }
+impl Granter {
+    pub(super) const fn new(world: Arc<World>, board: Arc<RwLock<Board>>, blobs: BlobControl) -> Self {
+        Self { world, board, blobs, answers: 0 }
     }
 
-    fn meaning(&mut self, patch: &[u8]) -> Option<Status> {
-        if let Some(known) = self.texts.get(patch) {
-            return *known;
-        }
-        let value = serde_json::from_slice(patch).ok()?;
-        let status = twin::read_status(&value, self.world.releases());
-        if self.texts.len() == MOST_TEXTS {
-            self.texts.clear();
-        }
-        self.texts.insert(patch.to_vec(), status);
-        status
+    /// The answer to a device's request, and how long it takes.
+    pub(super) fn answer(&mut self, device: u64, request: Request, now: WallTime) -> (Duration, Answer) {
+        let who = self.world.who(device);
+        let outcome = self.decide(who.group, &request, now);
+        self.answers += 1;
+        let stream = self.world.fleet().rng(device, Purpose::Grant).next_u64();
+        let latency = &self.world.scenario().grant.latency;
+        let latency = latency.sample(&mut CounterRng::of(stream, self.answers));
+        (latency, Answer { id: request.id, seq: request.seq, outcome })
     }
 
     /// Grants what the device's configuration asks it to install, and nothing else.
@@ -99,25 +85,51 @@ impl CloudSide {
     }
 }
 
+/// What is plugged into each of the hub's shards.
+pub(super) struct CloudSide {
+    granter: Granter,
+    /// The ear of each device shard.
+    ears: Vec<Sender<Heard>>,
+    /// Devices in each device shard but the last.
+    share: u64,
+    /// What reports mean, by their text.
+    texts: FxHashMap<Vec<u8>, Option<Status>>,
+}
+
+impl CloudSide {
+    pub(super) fn new(granter: Granter, ears: Vec<Sender<Heard>>, share: u64) -> Self {
+        Self { granter, ears, share, texts: FxHashMap::default() }
+    }
+
+    fn meaning(&mut self, patch: &[u8]) -> Option<Status> {
+        if let Some(known) = self.texts.get(patch) {
+            return *known;
+        }
+        let value = serde_json::from_slice(patch).ok()?;
+        let status = twin::read_status(&value, self.granter.world.releases());
+        if self.texts.len() == MOST_TEXTS {
+            self.texts.clear();
+        }
+        self.texts.insert(patch.to_vec(), status);
+        status
+    }
+}
+
 impl Hooks for CloudSide {
     fn telemetry(&mut self, now: Now, message: Telemetry<'_>, replies: &mut Replies) {
         if message.properties != PROPERTIES {
             return;
         }
+        let world = &self.granter.world;
         let (Some(number), Ok(request)) =
-            (self.world.fleet().device_of(message.device), serde_json::from_slice::<Request>(message.body))
+            (world.fleet().device_of(message.device), serde_json::from_slice::<Request>(message.body))
         else {
             return;
         };
-        let who = self.world.who(number);
-        let outcome = self.decide(who.group, &request, now.wall);
-        let answer = Answer { id: request.id, seq: request.seq, outcome };
+        let channel = world.scenario().grant.channel;
+        let (latency, answer) = self.granter.answer(number, request, now.wall);
         let body: Bytes = serde_json::to_vec(&answer).expect("an answer is JSON").into();
-        self.answers += 1;
-        let stream = self.world.fleet().rng(number, Purpose::Grant).next_u64();
-        let grant = &self.world.scenario().grant;
-        let latency = grant.latency.sample(&mut CounterRng::of(stream, self.answers));
-        let reply = match grant.channel {
+        let reply = match channel {
             Channel::Method => {
                 Reply::Method { name: METHOD.to_owned(), payload: body, timeout: METHOD_TIMEOUT }
             }
@@ -127,7 +139,7 @@ impl Hooks for CloudSide {
     }
 
     fn reported(&mut self, now: Now, device: &str, _version: u64, patch: &[u8]) {
-        let Some(number) = self.world.fleet().device_of(device) else { return };
+        let Some(number) = self.granter.world.fleet().device_of(device) else { return };
         let Some(status) = self.meaning(patch) else { return };
         let shard = ((number / self.share) as usize).min(self.ears.len() - 1);
         let index = (number - shard as u64 * self.share) as u32;

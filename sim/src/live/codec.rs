@@ -85,6 +85,13 @@ impl Writer {
         self.publish();
     }
 
+    /// Writes a message that the hub acknowledges under that identifier.
+    pub(super) fn up_acknowledged(&mut self, id: &str, message: &Up<'_>, packet: u16) {
+        let encoded = self.profile.encode_up(id, message, &mut self.topic);
+        self.payload.put_slice(encoded.payload);
+        self.publish_as(mqttbytes::QoS::AtLeastOnce, packet);
+    }
+
     /// What a device says on a plain broker when it has connected.
     pub(super) fn hello(&mut self, id: &str) {
         self.topic = plain::hello_topic(id);
@@ -109,11 +116,16 @@ impl Writer {
         self.count(|out| PingReq.write(out));
     }
 
-    /// Nothing that a device sends is acknowledged: see the profiles.
+    /// What a device sends is not acknowledged, as a rule: see the profiles.
     fn publish(&mut self) {
+        self.publish_as(mqttbytes::QoS::AtMostOnce, 0);
+    }
+
+    fn publish_as(&mut self, quality: mqttbytes::QoS, packet: u16) {
         let payload = self.payload.split().freeze();
         let topic = std::mem::take(&mut self.topic);
-        let publish = Publish::from_bytes(topic, mqttbytes::QoS::AtMostOnce, payload);
+        let mut publish = Publish::from_bytes(topic, quality, payload);
+        publish.pkid = packet;
         self.count(|out| publish.write(out));
         self.topic = publish.topic;
     }

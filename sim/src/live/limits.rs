@@ -39,7 +39,7 @@ fn check(
     // Both ends of a connection are in this process, unless the broker is another one.
     let ends = match (transport, target) {
         (Transport::Memory, _) => 0,
-        (_, Target::Broker { .. }) => 1,
+        (_, Target::Broker { .. } | Target::Remote(_)) => 1,
         _ => 2,
     };
     let needed = devices * ends + downloads * 2 + RESERVE;

@@ -12,8 +12,10 @@ mod cloud;
 mod codec;
 mod fetch;
 mod floor;
+mod granting;
 mod limits;
 mod login;
+mod operator;
 mod play;
 pub mod script;
 mod shard;
@@ -22,17 +24,20 @@ mod tally;
 mod transport;
 mod wheel;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant as Clock;
 
 use fleetwave_agent_core::State;
 use fleetwave_protocol::Instant;
+use fleetwave_protocol::sas::Key;
 use fleetwave_report::record::Transport;
 
 use self::play::Play;
 use self::stage::Stage;
 use crate::measure::{EngineOutcome, MemoryProbe};
 use crate::progress::Progress;
+use crate::remote::{self, Remote, Tenancy};
 use crate::run::{EngineError, RunPlan, Target};
 use crate::timeline::Timeline;
 
@@ -74,14 +79,62 @@ fn play(
     tell_stories: bool,
 ) -> Result<LiveRun, EngineError> {
     limits::make_room(plan)?;
+    let clock = fleetwave_hub::Clock::new();
+    let Target::Remote(remote) = &plan.target else {
+        return perform(plan, clock, None, progress, stop, tell_stories);
+    };
+    remote::fit(&plan.scenario).map_err(|(problem, fix)| EngineError::Unfit { problem, fix })?;
+    progress.phase("asking the hub");
+    let tenancy = Tenancy::open(remote, &plan.scenario, &clock)
+        .map_err(|error| stage::failed(format!("working on {remote}"), error))?;
+    let tenancy = Arc::new(tenancy);
+    let outcome = perform(plan, clock, Some(&tenancy), progress, stop, tell_stories);
+    match (tenancy.remove(progress), outcome) {
+        (Ok(()), outcome) => outcome,
+        (Err(left), Ok(mut run)) => {
+            run.outcome.notes.push(left.tell());
+            Ok(run)
+        }
+        (Err(left), Err(error)) => Err(stage::failed(format!("{error}; and {}", left.tell()), error)),
+    }
+}
+
+/// What remote fleets' keys are derived from: nobody knows it but this run.
+fn random_key() -> Key {
+    Key::from_bytes(rand::random::<[u8; 32]>())
+}
+
+/// The run itself, on what is there.
+fn perform(
+    plan: &RunPlan,
+    clock: fleetwave_hub::Clock,
+    tenancy: Option<&Arc<Tenancy>>,
+    progress: &Progress,
+    stop: &AtomicBool,
+    tell_stories: bool,
+) -> Result<LiveRun, EngineError> {
     let scenario = &plan.scenario;
     progress.phase("measuring what this machine can do");
     let floor = floor::measure(plan.transport, scenario.fleet.devices.0);
-    let world = stage::world(scenario);
+    let world = Arc::new(stage::world(plan));
     let memory = MemoryProbe::start();
-    let started = Clock::now();
     progress.phase("making the fleet");
-    let stage = Stage::set(plan, world, tell_stories)?;
+    let elsewhere = match tenancy {
+        None => None,
+        Some(tenancy) => {
+            let key = random_key();
+            let go_on = || !stop.load(Ordering::Relaxed);
+            let created = tenancy
+                .create_fleet(&world, &key, progress, &go_on)
+                .map_err(|error| stage::failed("creating the fleet's devices", error))?;
+            if !created {
+                return Err(EngineError::Interrupted);
+            }
+            Some((tenancy, key))
+        }
+    };
+    let started = Clock::now();
+    let stage = Stage::set(plan, world, clock, elsewhere, tell_stories)?;
     let fleet = stage.world.fleet();
     let mut timeline =
         Timeline::new(scenario, |group| fleet.member_count(group.and_then(|name| fleet.group_named(name))));
@@ -116,13 +169,16 @@ fn play(
 
 /// What a reader of live figures has to know.
 fn remarks(plan: &RunPlan, at_once: u64) -> Vec<String> {
+    if let Target::Remote(remote) = &plan.target {
+        return remarks_on(remote, plan, at_once);
+    }
     let mut remarks = vec![format!(
         "live over {}: links are this machine's own, the scenario's latency, loss and bandwidth are not simulated; at \
          most {at_once} downloads at once",
         if plan.transport == Transport::Memory { "memory" } else { "loopback TCP" },
     )];
     match plan.target {
-        Target::Hub => {}
+        Target::Hub | Target::Remote(_) => {}
         Target::Rumqttd => remarks.push(
             "rumqttd: the first publish on a topic that nobody has published on costs the broker time that grows with \
              the fleet; it is part of these figures"
@@ -131,4 +187,24 @@ fn remarks(plan: &RunPlan, at_once: u64) -> Vec<String> {
         Target::Broker { .. } => remarks.push("the broker's own time is part of these figures".to_owned()),
     }
     remarks
+}
+
+/// The same for a hub that is not ours.
+fn remarks_on(remote: &Remote, plan: &RunPlan, at_once: u64) -> Vec<String> {
+    let (tier, units) = remote.limits(&plan.scenario);
+    vec![
+        format!(
+            "live on {remote}, run {}: links are those between this machine and the hub, the scenario's latency, loss \
+             and bandwidth are not simulated; at most {at_once} downloads at once, from this machine to itself",
+            remote.run
+        ),
+        format!(
+            "kept within the limits of {tier:?}, {units} units: what had to wait for its place is in the latencies of \
+             connections, grants and convergence"
+        ),
+        "a change counts as accepted when the hub has answered the request, so that the hub's own pause before it \
+         applies a configuration is in the fan-out latency; a device counts as converged when it has the hub's answer to \
+         its report"
+            .to_owned(),
+    ]
 }

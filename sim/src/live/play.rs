@@ -1,7 +1,7 @@
 //! The run itself: the timeline's actions, at their time, on a stage.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use fleetwave_protocol::{Instant, Now};
 use super::aim::{Aim, Audience};
 use super::beat::Beat;
 use super::shard::{Order, Victims};
-use super::stage::{Stage, failed};
+use super::stage::Stage;
 use crate::measure::{Change, ChangeId, Meter};
 use crate::progress::Progress;
 use crate::run::EngineError;
@@ -41,6 +41,8 @@ pub(super) struct Play<'s> {
     /// What is wrong with the blob store, and until when.
     blob_faults: Vec<(Instant, BlobFault)>,
     beat: Beat,
+    /// When the timeline was looked at last.
+    looked: Instant,
 }
 
 impl<'s> Play<'s> {
@@ -55,6 +57,7 @@ impl<'s> Play<'s> {
             open: Vec::new(),
             blob_faults: Vec::new(),
             beat: Beat::new(origin),
+            looked: Instant::ZERO,
         }
     }
 
@@ -82,14 +85,13 @@ impl<'s> Play<'s> {
         progress: &Progress,
         stop: &AtomicBool,
     ) -> Result<Option<End>, EngineError> {
-        let mut looked = Instant::ZERO;
         loop {
             let due = timeline.next_wake();
             let now = self.now();
-            if due > looked && due <= now {
+            if due > self.looked && due <= now {
                 self.meter.lag(now.since(due));
             }
-            looked = now;
+            self.looked = now;
             let counts = self.counts();
             for action in timeline.poll(now, &counts) {
                 if let Some(end) = self.act(action, timeline)? {
@@ -133,7 +135,7 @@ impl<'s> Play<'s> {
                 timeline.confirm(id);
             }
             Action::Cancel { configuration } => {
-                self.cancel(configuration);
+                self.cancel(configuration)?;
             }
             Action::Fault { intended, fault } => self.fault(self.staged(intended), fault)?,
         }
@@ -155,11 +157,7 @@ impl<'s> Play<'s> {
         intended: Instant,
         configure: &Configure,
     ) -> Result<(), EngineError> {
-        let what = || format!("putting configuration {}", configure.id);
-        let catalogue = self.stage.world.catalogue();
-        let configuration = catalogue.configuration(configure).map_err(|error| failed(what(), error))?;
-        let configuration = Arc::into_inner(configuration).expect("nobody else has it yet");
-        let aim = Aim { change: id, release: catalogue.given(configure) };
+        let aim = Aim { change: id, release: self.stage.world.catalogue().given(configure) };
         let audience =
             audience::groups(self.scenario, &configure.target).map_or(Audience::Open, Audience::Groups);
         let open = audience == Audience::Open;
@@ -171,15 +169,13 @@ impl<'s> Play<'s> {
         );
         self.aim();
         let sent = self.stage.clock.now().at;
-        let accepted =
-            self.stage.control.put_configuration(configuration).map_err(|error| failed(what(), error))?.at;
+        let accepted = self.stage.operator.put(&self.stage.world, configure)?;
         let change = Change { intended, sent, accepted };
         self.meter.change(id, change);
         self.stage.tell(&Order::Accepted { id, change });
         self.open.retain(|(open, _)| *open != configure.id);
         if open {
-            let counts = self.stage.control.counts(&configure.id).map_err(|error| failed(what(), error))?;
-            let targeted = counts.map_or(0, |counts| counts.targeted);
+            let targeted = self.stage.operator.targeted(configure)?;
             self.meter.targeted(id, targeted);
             self.open.push((configure.id.clone(), targeted));
         }
@@ -187,19 +183,18 @@ impl<'s> Play<'s> {
         Ok(())
     }
 
-    fn cancel(&mut self, configuration: &str) {
+    fn cancel(&mut self, configuration: &str) -> Result<(), EngineError> {
         self.stage.board.write().expect("nothing panics under this lock").remove(configuration);
         self.aim();
-        // One that was cancelled before is gone already.
-        if let Err(error) = self.stage.control.delete_configuration(configuration) {
-            tracing::debug!(%error, configuration, "a configuration could not be removed");
-        }
+        self.stage.operator.cancel(configuration)?;
         self.rest();
+        Ok(())
     }
 
     /// The hub kept this thread waiting: that is the hub's time, not the harness's lag.
     fn rest(&mut self) {
         self.beat = Beat::new(self.stage.clock.now().at);
+        self.looked = self.now();
     }
 
     /// Tells the shards what their devices are to have, and waits until they know: a notification must not come
@@ -226,7 +221,7 @@ impl<'s> Play<'s> {
                 if self.stage.behind_broker() {
                     self.stage.tell(&Order::Unreachable { until: at + down_for });
                 }
-                self.stage.control.restart(down_for).map_err(|error| failed("restarting the hub", error))?;
+                self.stage.operator.restart(down_for)?;
                 self.rest();
             }
             (Fault::LinkDown(down), Some(victims)) => {

@@ -1,6 +1,6 @@
 //! Everything that a live run needs around its devices: blob endpoint, hub or broker, registry, shards, downloads.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,25 +10,27 @@ use fleetwave_agent_core::State;
 use fleetwave_hub::blob::{BlobServer, Content};
 use fleetwave_hub::plain::{Broker, PlainHub};
 use fleetwave_hub::{Clock, HubControl, HubServer, NewDevice};
-use fleetwave_hub_core::throttle::Tier;
 use fleetwave_hub_core::{Cycle, Options};
 use fleetwave_protocol::rng::mix;
 use fleetwave_protocol::sas::Key;
 use fleetwave_protocol::{Profile, WallTime};
 use fleetwave_report::record::Transport as TransportName;
 use mio::Waker;
+use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
 
 use super::aim::Board;
-use super::cloud::{CloudSide, blob_name};
+use super::cloud::{CloudSide, Granter, blob_name};
 use super::fetch::{Mailbox, Pool, Settings};
-use super::limits;
 use super::login::Login;
-use super::shard::{Order, Parts, Remains, Shard};
+use super::operator::Operator;
+use super::shard::{Order, Outside, Parts, Remains, Shard};
 use super::tally::Tally;
-use super::transport::{Memory, Tcp, Transport};
+use super::transport::{Memory, Server, Tcp, Tls, Transport};
+use super::{granting, limits, login};
 use crate::device::{Violations, World};
 use crate::measure::Meter;
+use crate::remote::{Remote, Tenancy, client_config, limits_of};
 use crate::run::{EngineError, RunPlan, Target};
 use crate::scenario::model::{self, Release, Scenario};
 
@@ -38,6 +40,7 @@ const DAY: u64 = 86_400_000;
 enum Hub {
     Embedded(Box<HubServer>),
     Plain(PlainHub),
+    Elsewhere(Server),
 }
 
 /// A device shard's thread, and the way to it.
@@ -53,7 +56,7 @@ pub(super) struct Stage {
     pub(super) clock: Clock,
     pub(super) board: Arc<RwLock<Board>>,
     pub(super) tally: Arc<Tally>,
-    pub(super) control: HubControl,
+    pub(super) operator: Operator,
     pub(super) blobs: BlobServer,
     hub: Hub,
     crew: Vec<Crew>,
@@ -96,9 +99,14 @@ fn digest(content: &Content) -> [u8; 32] {
     }
 }
 
-/// The world of a scenario, with the digests of the payloads that the blob endpoint will serve.
-pub(super) fn world(scenario: &Scenario) -> World {
-    World::new(scenario.clone(), |release| digest(&content(scenario, release, true)))
+/// The world of a plan, with the digests of the payloads that the blob endpoint will serve.
+pub(super) fn world(plan: &RunPlan) -> World {
+    let scenario = &plan.scenario;
+    let world = World::new(scenario.clone(), |release| digest(&content(scenario, release, true)));
+    match &plan.target {
+        Target::Remote(remote) => world.with_prefix(&remote.prefix()),
+        Target::Hub | Target::Rumqttd | Target::Broker { .. } => world,
+    }
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -106,14 +114,19 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 impl Stage {
-    /// Sets everything up, the fleet's twins included.
+    /// Sets everything up, the fleet's twins included; those on a hub elsewhere are there already, with keys derived
+    /// from `group_key`.
     ///
     /// # Errors
     /// What could not be had: a port, a broker, a thread.
-    pub(super) fn set(plan: &RunPlan, world: World, tell_stories: bool) -> Result<Self, EngineError> {
+    pub(super) fn set(
+        plan: &RunPlan,
+        world: Arc<World>,
+        clock: Clock,
+        elsewhere: Option<(&Arc<Tenancy>, Key)>,
+        tell_stories: bool,
+    ) -> Result<Self, EngineError> {
         let scenario = &plan.scenario;
-        let world = Arc::new(world);
-        let clock = Clock::new();
         let blobs = serve_blobs(scenario, &clock)?;
         let board = Arc::new(RwLock::new(Board::default()));
         let tally = Arc::new(Tally::default());
@@ -124,27 +137,42 @@ impl Stage {
         let shards = devices.div_ceil(share).max(1);
         let (ears, heard): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
 
-        let cloud = {
+        let granter = {
             let (world, board, blobs) = (world.clone(), board.clone(), blobs.control());
-            move || CloudSide::new(world.clone(), board.clone(), blobs.clone(), ears.clone(), share)
+            move || Granter::new(world.clone(), board.clone(), blobs.clone())
         };
-        let group_key = Key::from_bytes(mix(scenario.seed).to_le_bytes());
-        let (hub, control, reach) = open_hub(plan, &clock, &group_key, cloud)?;
-        create_fleet(&control, &world)?;
-
+        let expires = end_of_tokens(scenario, &clock);
+        let (hub, operator, reach, login, grants) = match elsewhere {
+            Some((tenancy, group_key)) => {
+                let server = find_server(tenancy.remote())?;
+                let reach = server.address;
+                let grants = granting::start(tenancy, world.clone(), granter(), clock.clone());
+                let operator = Operator::Elsewhere(tenancy.clone(), clock.clone());
+                let host = tenancy.remote().access.host().to_owned();
+                let pacer = tenancy.service().pacer();
+                let login = Login { host, group_key, expires };
+                (Hub::Elsewhere(server), operator, reach, Some(login), Some((pacer, grants)))
+            }
+            None => {
+                let group_key = Key::from_bytes(mix(scenario.seed).to_le_bytes());
+                let cloud = move || CloudSide::new(granter(), ears.clone(), share);
+                let (hub, control, reach) = open_hub(plan, &clock, &group_key, cloud)?;
+                create_fleet(&control, &world)?;
+                let login = Login { host: login::EMBEDDED.to_owned(), group_key, expires };
+                let login = matches!(hub, Hub::Embedded(_)).then_some(login);
+                (hub, Operator::Ours(control), reach, login, None)
+            }
+        };
         let plain = matches!(hub, Hub::Plain(_));
-        let login = (!plain).then(|| {
-            let lasts = scenario.harness.max_duration.duration() + Duration::from_secs(3600);
-            let expires = clock.now().wall.as_unix_millis().saturating_add(lasts.as_millis() as u64);
-            Login { group_key, expires: WallTime::from_unix_millis(expires) }
-        });
         let mut transports: Vec<Box<dyn Transport>> = Vec::new();
         for _ in 0..shards {
+            let no_shard = |error| failed("starting a shard", error);
             transports.push(match &hub {
-                Hub::Embedded(server) if plan.transport == TransportName::Memory => Box::new(
-                    Memory::new(&server.memory()).map_err(|error| failed("starting a shard", error))?,
-                ),
-                _ => Box::new(Tcp::new(reach).map_err(|error| failed("starting a shard", error))?),
+                Hub::Embedded(server) if plan.transport == TransportName::Memory => {
+                    Box::new(Memory::new(&server.memory()).map_err(no_shard)?)
+                }
+                Hub::Elsewhere(server) => Box::new(Tls::new(server.clone()).map_err(no_shard)?),
+                Hub::Embedded(_) | Hub::Plain(_) => Box::new(Tcp::new(reach).map_err(no_shard)?),
             });
         }
         let (results, fetched): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
@@ -182,6 +210,7 @@ impl Stage {
                 fetched,
                 downloads: downloads.handle(),
                 tally: tally.clone(),
+                outside: grants.clone().map(|(pacer, grants)| Outside::new(pacer, grants)),
                 tell_stories,
             };
             let thread = std::thread::Builder::new()
@@ -190,7 +219,7 @@ impl Stage {
                 .map_err(|error| failed("starting a shard", error))?;
             crew.push(Crew { orders, waker, thread });
         }
-        Ok(Self { world, clock, board, tally, control, blobs, hub, crew, downloads })
+        Ok(Self { world, clock, board, tally, operator, blobs, hub, crew, downloads })
     }
 
     /// Whether devices reach the hub by way of a broker, which goes on when the hub is away.
@@ -217,7 +246,12 @@ impl Stage {
     /// Threads that run devices, hub, blobs and downloads.
     pub(super) fn threads(&self) -> u32 {
         let live = &self.world.scenario().live;
-        self.crew.len() as u32 + u32::from(live.hub_threads.max(1)) + u32::from(live.blob_threads.max(1)) + 1
+        let hub_threads = match self.hub {
+            Hub::Embedded(_) | Hub::Plain(_) => live.hub_threads.max(1),
+            // The service side's.
+            Hub::Elsewhere(_) => 1,
+        };
+        self.crew.len() as u32 + u32::from(hub_threads) + u32::from(live.blob_threads.max(1)) + 1
     }
 
     /// Ends everything, devices first.
@@ -248,6 +282,7 @@ impl Stage {
         match self.hub {
             Hub::Embedded(server) => server.stop(),
             Hub::Plain(hub) => hub.stop(),
+            Hub::Elsewhere(_) => {}
         }
         self.blobs.stop();
         left
@@ -288,12 +323,7 @@ fn open_hub(
         },
         ..Options::default()
     };
-    let tier = match scenario.hub.tier {
-        model::Tier::None => Tier::None,
-        model::Tier::S1 => Tier::S1,
-        model::Tier::S2 => Tier::S2,
-        model::Tier::S3 => Tier::S3,
-    };
+    let tier = limits_of(scenario.hub.tier);
     let address = loopback(scenario.live.port);
     let broker = match &plan.target {
         Target::Hub => {
@@ -323,6 +353,7 @@ fn open_hub(
             // Devices that come back find their old connection still there for a while.
             Broker::Rumqttd { listen: address, max_connections: max_connections.saturating_mul(2) + 16 }
         }
+        Target::Remote(_) => unreachable!("a hub elsewhere is not opened here"),
         Target::Broker { .. } => Broker::Remote { url: plan.target.to_string(), credentials: None },
     };
     let hub = PlainHub::builder(broker)
@@ -340,6 +371,32 @@ fn open_hub(
         .ok_or_else(|| failed(format!("finding {host}"), "it has no address"))?;
     let control = hub.control();
     Ok((Hub::Plain(hub), control, reach))
+}
+
+/// When devices' tokens end: when the run is over for certain.
+fn end_of_tokens(scenario: &Scenario, clock: &Clock) -> WallTime {
+    let lasts = scenario.harness.max_duration.duration() + Duration::from_secs(3600);
+    WallTime::from_unix_millis(clock.now().wall.as_unix_millis().saturating_add(lasts.as_millis() as u64))
+}
+
+/// How long an address may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Finds the address by which devices reach a hub elsewhere: the first one of its name that answers.
+fn find_server(remote: &Remote) -> Result<Server, EngineError> {
+    let host = remote.access.reach();
+    let what = || format!("reaching {host}, port {}, for MQTT over TLS", remote.mqtt_port);
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(what(), error))?;
+    let config = client_config(remote.ca.as_deref()).map_err(|error| failed(what(), error))?;
+    let addresses = (host, remote.mqtt_port).to_socket_addrs().map_err(|error| failed(what(), error))?;
+    let mut outcome = Err(failed(what(), "it has no address"));
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(_) => return Ok(Server { address, name, config }),
+            Err(error) => outcome = Err(failed(what(), error)),
+        }
+    }
+    outcome
 }
 
 fn create_fleet(control: &HubControl, world: &World) -> Result<(), EngineError> {

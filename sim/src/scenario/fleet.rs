@@ -60,6 +60,8 @@ pub struct Fleet {
     seed: u64,
     devices: u64,
     digits: usize,
+    /// What every device's id begins with.
+    prefix: Box<str>,
     shuffle: Permutation,
     groups: Vec<PlannedGroup>,
 }
@@ -109,9 +111,17 @@ impl Fleet {
             seed: scenario.seed,
             devices,
             digits: devices.to_string().len().max(7),
+            prefix: "dev".into(),
             shuffle: Permutation::new(mix(scenario.seed ^ SHUFFLE_GROUPS), devices),
             groups,
         }
+    }
+
+    /// The same fleet, whose devices' ids begin with `prefix` in place of `dev`.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.into();
+        self
     }
 
     /// How many devices there are.
@@ -145,15 +155,16 @@ impl Fleet {
         self.groups.partition_point(|group| group.first + group.devices <= place)
     }
 
-    /// Writes a device's id: `dev-` and its number, as wide for every device of the fleet.
+    /// Writes a device's id: the prefix (`dev`), a hyphen and its number, as wide for every device of the fleet.
     pub fn write_id(&self, device: u64, id: &mut String) {
-        write!(id, "dev-{device:0width$}", width = self.digits).expect("a string takes everything");
+        write!(id, "{}-{device:0width$}", self.prefix, width = self.digits)
+            .expect("a string takes everything");
     }
 
     /// A device's id.
     #[must_use]
     pub fn id(&self, device: u64) -> String {
-        let mut id = String::with_capacity(4 + self.digits);
+        let mut id = String::with_capacity(self.prefix.len() + 1 + self.digits);
         self.write_id(device, &mut id);
         id
     }
@@ -161,7 +172,7 @@ impl Fleet {
     /// The number of the device of that id, if it is one of this fleet's.
     #[must_use]
     pub fn device_of(&self, id: &str) -> Option<u64> {
-        let digits = id.strip_prefix("dev-")?;
+        let digits = id.strip_prefix(&*self.prefix)?.strip_prefix('-')?;
         if digits.len() != self.digits || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }

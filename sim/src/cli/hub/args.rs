@@ -155,7 +155,7 @@ pub(super) struct Serve {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum TierName {
+pub(crate) enum TierName {
     #[default]
     None,
     #[value(name = "S1")]

@@ -14,8 +14,8 @@ use fleetwave_hub::admin::AdminError;
 use fleetwave_hub::pki::PkiError;
 use fleetwave_hub::{StartError, StorageError};
 
-pub(super) use args::Hub;
 use args::{DeviceCommand, HubCommand};
+pub(super) use args::{Hub, TierName};
 
 use super::{CliError, output};
 use crate::live::script::ScriptError;

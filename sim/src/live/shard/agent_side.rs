@@ -49,7 +49,27 @@ impl Shard {
         self.ask_for_turn(index);
     }
 
+    /// Carries out an effect that had to wait for its place.
+    pub(super) fn carry_out_late(&mut self, index: u32, effect: Effect) {
+        let now = self.now();
+        let mut inbox = Vec::new();
+        // None of those that wait is one that ends the device's life.
+        self.carry_out_now(index, now, effect, &mut inbox);
+        self.transmit(index, now.at);
+        for event in inbox {
+            self.tell(index, event);
+        }
+        self.ask_for_turn(index);
+    }
+
     fn carry_out(&mut self, index: u32, now: Now, effect: Effect, inbox: &mut Vec<Event>) -> Life {
+        match self.within_limits(index, effect) {
+            Some(effect) => self.carry_out_now(index, now, effect, inbox),
+            None => Life::On,
+        }
+    }
+
+    fn carry_out_now(&mut self, index: u32, now: Now, effect: Effect, inbox: &mut Vec<Event>) -> Life {
         let at = now.at;
         match effect {
             Effect::Connect => self.connect(index, at, inbox),
@@ -117,13 +137,18 @@ impl Shard {
         Life::On
     }
 
-    fn connect(&mut self, index: u32, at: Instant, inbox: &mut Vec<Event>) {
+    /// The device means to connect from now on, if it did not before.
+    pub(super) fn begin_connecting(&mut self, index: u32, at: Instant) {
         let slot = &mut self.slots[index as usize];
         if !slot.has(flag::CONNECTING) {
             slot.set(flag::CONNECTING);
             slot.started = at;
             self.meter.connecting();
         }
+    }
+
+    fn connect(&mut self, index: u32, at: Instant, inbox: &mut Vec<Event>) {
+        self.begin_connecting(index, at);
         if self.trouble.is_unreachable(at) {
             inbox.push(Event::Disconnected);
             return;
@@ -178,6 +203,7 @@ impl Shard {
         self.partial.remove(&index);
         self.writer.clear();
         self.forget_held(index);
+        self.forget_outside(index);
     }
 
     /// Sends what has been written.
@@ -210,6 +236,9 @@ impl Shard {
             self.reports.clear();
         }
         let text = self.reports.entry(*status).or_insert_with(|| twin::write_report(status, &self.releases));
+        if let Some(outside) = &mut self.outside {
+            outside.reports(index, rid, *status);
+        }
         let rid = itoa(rid);
         let message = Up::Report { rid: rid.as_str(), base: None, patch: text.as_bytes() };
         self.id.clear();
@@ -227,7 +256,16 @@ impl Shard {
         let release = &self.releases[release];
         let request = Request { id: release.id.to_string(), seq: release.sequence };
         let body = serde_json::to_vec(&request).expect("a request is JSON");
-        self.send_up(index, &Up::Telemetry { properties: PROPERTIES, body: &body });
+        let message = Up::Telemetry { properties: PROPERTIES, body: &body };
+        match &mut self.outside {
+            Some(outside) => {
+                let packet = outside.packet();
+                outside.asks(index, packet, request);
+                self.name(index);
+                self.writer.up_acknowledged(&self.id, &message, packet);
+            }
+            None => self.send_up(index, &message),
+        }
         // Not later than the earliest answer: the state is to be this one still.
         self.doom(index, at, self.world.scenario().grant.latency.min());
     }

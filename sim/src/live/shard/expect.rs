@@ -110,27 +110,32 @@ impl Shard {
 
     /// Hears what reports the hub has accepted.
     pub(super) fn listen(&mut self) {
-        while let Ok(Heard { index, at, status }) = self.heard.try_recv() {
-            let slot = &mut self.slots[index as usize];
-            let Some(aim) = slot.aim.filter(|_| !slot.has(flag::CONVERGED)) else { continue };
-            if self.releases.same(status.running, aim.release) {
-                self.converged(index, aim, at);
-                continue;
-            }
-            let Progress::Failed(release, code) = status.progress else { continue };
-            if slot.has(flag::FAILED) || !self.releases.same(release, aim.release) {
-                continue;
-            }
-            slot.set(flag::FAILED);
-            self.tally.failed.add(1);
-            if code.is_rollback() {
-                slot.set(flag::ROLLED_BACK);
-                self.tally.rolled_back.add(1);
-            }
-            let cause = 1 << code as u32;
-            self.meter.failed(code.name(), slot.causes & cause == 0);
-            slot.causes |= cause;
+        while let Ok(heard) = self.heard.try_recv() {
+            self.hear(heard);
         }
+    }
+
+    /// The hub has accepted a report.
+    pub(super) fn hear(&mut self, Heard { index, at, status }: Heard) {
+        let slot = &mut self.slots[index as usize];
+        let Some(aim) = slot.aim.filter(|_| !slot.has(flag::CONVERGED)) else { return };
+        if self.releases.same(status.running, aim.release) {
+            self.converged(index, aim, at);
+            return;
+        }
+        let Progress::Failed(release, code) = status.progress else { return };
+        if slot.has(flag::FAILED) || !self.releases.same(release, aim.release) {
+            return;
+        }
+        slot.set(flag::FAILED);
+        self.tally.failed.add(1);
+        if code.is_rollback() {
+            slot.set(flag::ROLLED_BACK);
+            self.tally.rolled_back.add(1);
+        }
+        let cause = 1 << code as u32;
+        self.meter.failed(code.name(), slot.causes & cause == 0);
+        slot.causes |= cause;
     }
 
     fn converged(&mut self, index: u32, aim: Aim, at: Instant) {

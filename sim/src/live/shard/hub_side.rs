@@ -73,7 +73,8 @@ impl Shard {
                 self.closed(index);
             }
             Packet::Publish(publish) => self.publish(index, &publish),
-            Packet::SubAck(_) | Packet::PubAck(_) | Packet::PingResp => {}
+            Packet::PubAck(ack) => self.acknowledged(index, ack.pkid),
+            Packet::SubAck(_) | Packet::PingResp => {}
             other => {
                 tracing::warn!(?other, "the hub sent what only a device sends");
                 self.closed(index);
@@ -141,6 +142,7 @@ impl Shard {
     fn twin_answer(&mut self, index: u32, rid: &str, status: u16, body: &[u8]) {
         let Ok(rid) = rid.parse::<u32>() else { return };
         if rid != self.slots[index as usize].twin_rid {
+            self.report_answered(index, rid, status);
             self.tell(index, Event::Reported { rid, status });
             return;
         }

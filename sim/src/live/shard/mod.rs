@@ -2,11 +2,12 @@
 //!
 //! The thread waits for bytes, results, orders and timers, lets one device after the other act, and owns all that it
 //! touches. Parts: what agents ask for ([`agent_side`]), what comes from the hub ([`hub_side`]), downloads
-//! ([`payload`]), power ([`power`]), planted trouble ([`trouble`]), and what is expected of devices ([`expect`]).
+//! ([`payload`]), a hub that is not ours ([`outside`]), power ([`power`]), planted trouble ([`trouble`]), and what is expected of devices ([`expect`]).
 
 mod agent_side;
 mod expect;
 mod hub_side;
+mod outside;
 mod payload;
 mod power;
 mod slot;
@@ -25,6 +26,7 @@ use fleetwave_protocol::{Instant, Now, Profile, WallTime};
 use rustc_hash::FxHashMap;
 
 use self::expect::Early;
+pub(super) use self::outside::Outside;
 use self::payload::Payload;
 use self::slot::{Slot, Work, flag};
 use self::trouble::{Rare, Trouble};
@@ -104,6 +106,8 @@ pub(super) struct Parts {
     pub(super) fetched: Receiver<Fetched>,
     pub(super) downloads: Handle,
     pub(super) tally: Arc<Tally>,
+    /// For a hub that is not ours.
+    pub(super) outside: Option<Outside>,
     /// Keep each device's states, for a comparison.
     pub(super) tell_stories: bool,
 }
@@ -126,6 +130,7 @@ pub(super) struct Shard {
     fetched: Receiver<Fetched>,
     downloads: Handle,
     tally: Arc<Tally>,
+    outside: Option<Outside>,
 
     slots: Vec<Slot>,
     wheel: Wheel,
@@ -186,6 +191,7 @@ impl Shard {
             fetched: parts.fetched,
             downloads: parts.downloads,
             tally: parts.tally,
+            outside: parts.outside,
             slots,
             wheel: Wheel::new(now),
             due: VecDeque::new(),
@@ -220,6 +226,7 @@ impl Shard {
         while self.obey() {
             self.listen();
             self.collect();
+            self.take_places();
             self.take_turns();
             self.end_trouble();
             self.transport.flush();
@@ -260,7 +267,7 @@ impl Shard {
         }
         let now = self.clock.now().at;
         let next = self.wheel.next(self.beat.next()).unwrap_or(Instant::NEVER);
-        next.min(self.beat.next()).since(now)
+        next.min(self.beat.next()).min(self.next_place()).since(now)
     }
 
     fn now(&self) -> Now {

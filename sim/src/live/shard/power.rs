@@ -82,6 +82,7 @@ impl Shard {
     fn go_off(&mut self, index: u32) {
         self.stop_fetching(index);
         self.cancel_cut(index);
+        self.forget_outside(index);
         self.writer.clear();
         let slot = &mut self.slots[index as usize];
         slot.give_up_work();

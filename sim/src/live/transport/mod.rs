@@ -1,10 +1,11 @@
-//! How a shard's bytes reach the hub: one trait, two siblings.
+//! How a shard's bytes reach the hub: one trait, three siblings.
 //!
 //! The shard knows connections by number and bytes; it does not see sockets, batches or readiness. A connection may
 //! be written to as soon as [`Transport::connect`] has given its number: what cannot go yet waits.
 
 mod memory;
 mod tcp;
+mod tls;
 
 use std::io;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub(super) use memory::Memory;
 pub(super) use tcp::Tcp;
+pub(super) use tls::{Server, Tls};
 
 /// What happened to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Line, Numbers, Received, Transport};
 
-const WAKER: Token = Token(usize::MAX);
+pub(super) const WAKER: Token = Token(usize::MAX);
 const READ_BUFFER: usize = 64 * 1024;
 /// Sockets that are read before the shard deals with what came.
-const READS_A_TURN: usize = 256;
+pub(super) const READS_A_TURN: usize = 256;
 /// Connections from one source address before the next one is taken: well below the number of ephemeral ports.
 const PORTS_AN_ADDRESS: u32 = 20_000;
 
@@ -101,7 +101,7 @@ impl Tcp {
 }
 
 /// Not connected yet, or its buffer is full: writable will come.
-fn is_patience(error: &io::Error) -> bool {
+pub(super) fn is_patience(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }
 
@@ -112,7 +112,7 @@ fn loopback_source(number: u32) -> IpAddr {
 }
 
 /// Begins to connect; `source` is where from.
-fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+pub(super) fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
