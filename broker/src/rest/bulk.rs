@@ -46,7 +46,10 @@ enum Mode {
 #[serde(rename_all = "camelCase")]
 struct Item {
     id: Option<String>,
+    /// Node's SDK hands on what a device's description calls it.
+    #[serde(alias = "etag")]
     e_tag: Option<String>,
+    #[serde(alias = "twinEtag")]
     twin_e_tag: Option<String>,
     import_mode: Option<String>,
     tags: Option<Box<RawValue>>,

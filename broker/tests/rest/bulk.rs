@@ -55,6 +55,11 @@ fn many_devices_are_made_changed_and_deleted_at_once() {
     rig.get("/devices/d2").refused(404, "DeviceNotFound");
     assert_eq!(rig.get("/devices/d3/modules/m").json()["moduleId"], "m");
     assert_eq!(rig.get("/twins/d4").json()["tags"], json!({}));
+
+    // Node's SDK passes on a device's description, with the etag as it is called there.
+    let etag = rig.get("/devices/d1").json()["etag"].clone();
+    let item = json!([{ "id": "d1", "importMode": "UpdateIfMatchETag", "etag": etag, "status": "enabled" }]);
+    assert_eq!(bulk(&rig, item).status, 200);
 }
 
 #[test]

@@ -10,7 +10,7 @@ const { Http } = require('azure-iot-provisioning-device-http');
 const { ProvisioningServiceClient } = require('azure-iot-provisioning-service');
 const { SymmetricKeySecurityClient } = require('azure-iot-security-symmetric-key');
 const { X509Security } = require('azure-iot-security-x509');
-const { certificate, forget, hub, newKey, opened, registry, unique } = require('./lib');
+const { call, certificate, forget, hub, newKey, opened, registry, unique } = require('./lib');
 
 const service = ProvisioningServiceClient.fromConnectionString(hub.provisioning);
 const enrolments = [];
@@ -130,7 +130,8 @@ test('many at once, and queries', async () => {
   const ids = [1, 2, 3].map(() => unique('dps'));
   enrolments.push(...ids);
   const bulk = { mode: 'create', enrollments: ids.map((registrationId) => ({ registrationId, attestation: { type: 'symmetricKey' } })) };
-  const { responseBody: result } = await service.runBulkEnrollmentOperation(bulk);
+  // Its promise never ends, for this one call.
+  const result = await call(service, 'runBulkEnrollmentOperation', bulk);
   assert.equal(result.isSuccessful, true);
   const query = service.createIndividualEnrollmentQuery({ query: '*' }, 2);
   const found = [];

@@ -28,7 +28,8 @@ for (const Transport of [Mqtt, MqttWs]) {
     const twin = await (await opened(device, Transport)).getTwin();
     const seen = [];
     const paths = [];
-    twin.on('properties.desired', (delta) => seen.push(delta));
+    // The SDK hands out its own copy of the properties the first time, and changes it later.
+    twin.on('properties.desired', (delta) => seen.push(delta.$version));
     twin.on('properties.desired.bar.baz', (value) => paths.push(value));
     await eventually(() => seen.length === 1, 'the first state');
     const { responseBody: service } = await registry.getTwin(device.deviceId);
@@ -36,7 +37,7 @@ for (const Transport of [Mqtt, MqttWs]) {
     await eventually(() => seen.length === 2, 'the first change');
     await service.update({ properties: { desired: { bar: { baz: 3 } } } });
     await eventually(() => seen.length === 3, 'the second change');
-    assert.deepEqual(seen.map((delta) => delta.$version), [1, 2, 3]);
+    assert.deepEqual(seen, [1, 2, 3]);
     assert.deepEqual(plain(twin.properties.desired), merged);
     assert.deepEqual(paths, [2, 3]);
   });
