@@ -163,7 +163,8 @@ ca=$run/certs/ca.pem
 # A blob endpoint for uploads, behind the hub's own certificate.
 if knows --storage && [ "$which" != mosquitto ]; then
     install_node
-    "$modules/node_modules/.bin/azurite-blob" --silent --skipApiVersionCheck --disableTelemetry --blobHost 127.0.0.1 --blobPort 10000 \
+    # The storage SDK under the Node device SDK sends a header that Azurite takes in its loose mode only.
+    "$modules/node_modules/.bin/azurite-blob" --silent --loose --skipApiVersionCheck --disableTelemetry --blobHost 127.0.0.1 --blobPort 10000 \
         --location "$run/blobs" --cert "$run/certs/server.pem" --key "$run/certs/server.key" >"$run/azurite.log" 2>&1 &
     azurite=$!
     for _ in $(seq 100); do
