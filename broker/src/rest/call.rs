@@ -6,6 +6,7 @@ use bytes::Bytes;
 use fleetwave_hub_core::ErrorCode;
 use fleetwave_protocol::bag;
 use hyper::HeaderMap;
+use hyper::http::Extensions;
 use serde::Deserialize;
 
 use super::{Api, ApiError};
@@ -40,6 +41,8 @@ pub(crate) struct Call {
     /// The encoded query, without its question mark.
     pub(crate) query: String,
     pub(crate) headers: HeaderMap,
+    /// What else hyper knows of the request.
+    pub(crate) extensions: Extensions,
     pub(crate) body: Bytes,
     /// The name that the client asked for, with its port if it gave one.
     pub(crate) host: String,

@@ -3,6 +3,8 @@
 //! Source of the header names and of a batch's form: what the Node and Java device SDKs send, and the reference of the
 //! operation "Send device event".
 
+use std::collections::HashMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::router::{Verb, does};
-use super::{ApiError, Call, Operation, Reply};
+use super::{ApiError, Call, Operation, Reply, header_case};
 
 const SDK: &str =
     "Node `Client.sendEvent`, `sendEventBatch` and Java `DeviceClient.sendEventAsync` over HTTPS";
@@ -27,7 +29,6 @@ const fn send_operation(name: &'static str, path: &'static str) -> Operation {
         .limited(throttle::Operation::DeviceToCloud)
         .sdk(SDK)
         .test("rest::a_device_sends_messages_over_https")
-        .short("names of properties arrive in lower case: HTTP leaves the case of its headers open")
 }
 
 pub(super) const OPERATIONS: &[Operation] = &[
@@ -65,7 +66,7 @@ async fn send(call: Call) -> Result<Reply, ApiError> {
     let messages = if is_batch {
         batch(&call)?
     } else {
-        vec![Message { properties: properties(&call.headers)?, body: call.body.clone() }]
+        vec![Message { properties: properties(&call).await?, body: call.body.clone() }]
     };
     let posted = call.api.control.with_device(&id.clone(), move |shard| {
         let device = shard.find(&id)?;
@@ -98,14 +99,20 @@ fn key(name: &str) -> Option<&str> {
 }
 
 /// The property bag that headers tell.
-fn properties(headers: &HeaderMap) -> Result<String, ApiError> {
+async fn properties(call: &Call) -> Result<String, ApiError> {
+    let told = call.headers.iter().filter(|(name, _)| key(name.as_str()).is_some());
+    let told: HeaderMap = told.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut written = HashMap::new();
+    if told.keys().any(|name| name.as_str().starts_with(APPLICATION)) {
+        written = header_case::original(told.clone(), call.extensions.clone()).await;
+    }
     let mut properties = String::new();
-    for (name, value) in headers {
-        let Some(key) = key(name.as_str()) else { continue };
+    for (name, value) in &told {
+        let name = written.get(name.as_str()).map_or(name.as_str(), String::as_str);
         let value = std::str::from_utf8(value.as_bytes()).map_err(|_| {
             ApiError::new(ErrorCode::ArgumentInvalid, format!("the value of the header {name} is not UTF-8"))
         })?;
-        bag::push(&mut properties, key, value);
+        bag::push(&mut properties, key(name).unwrap_or(name), value);
     }
     Ok(properties)
 }

@@ -19,6 +19,7 @@ mod devicebound;
 mod devices;
 mod digital;
 mod files;
+mod header_case;
 mod identity;
 mod jobs;
 mod messages;

@@ -110,7 +110,7 @@ impl RestServer {
             async move { Ok::<_, Infallible>(server.request(request, peer).await) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER).preserve_header_case(true);
         let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
@@ -176,6 +176,7 @@ impl RestServer {
             params,
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers.clone(),
+            extensions: parts.extensions.clone(),
             body: Bytes::new(),
             host: host.to_owned(),
             identity: None,

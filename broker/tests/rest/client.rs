@@ -9,6 +9,7 @@ use fleetwave_hub::HubServerBuilder;
 use fleetwave_hub::policy::{DEFAULT_POLICIES, Policy};
 use fleetwave_protocol::sas::{self, Key};
 use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -116,8 +117,11 @@ impl Rig {
         self.runtime.block_on(async {
             let exchange = async {
                 let stream = tokio::net::TcpStream::connect(self.address).await.expect("the hub listens");
-                let (mut sender, connection) =
-                    hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+                let (mut sender, connection) = http1::Builder::new()
+                    .title_case_headers(true)
+                    .handshake(TokioIo::new(stream))
+                    .await
+                    .expect("HTTP");
                 let connection = tokio::spawn(connection);
                 let answer = sender.send_request(request).await.expect("an answer");
                 let (parts, body) = answer.into_parts();
