@@ -153,6 +153,8 @@ pub struct HubControl {
     group_key: Key,
     throttles: Option<Arc<Mutex<Throttles>>>,
     instruments: Instruments,
+    /// Held while all shards are asked, so that they all hear of two changes in the same order.
+    order: Arc<Mutex<()>>,
 }
 
 impl HubControl {
@@ -164,7 +166,7 @@ impl HubControl {
         throttles: Option<Arc<Mutex<Throttles>>>,
         instruments: Instruments,
     ) -> Self {
-        Self { shards, assign, clock, group_key, throttles, instruments }
+        Self { shards, assign, clock, group_key, throttles, instruments, order: Arc::default() }
     }
 
     /// The clock that the hub's instants are of.
@@ -358,9 +360,12 @@ impl HubControl {
     ) -> Result<Vec<T>, ControlError> {
         let job = Arc::new(job);
         let mut waiting = Vec::with_capacity(self.shards.len());
-        for shard in 0..self.shards.len() {
-            let job = job.clone();
-            waiting.push(self.run(shard, move |view| job(view))?);
+        {
+            let _order = self.order.lock().expect("nothing panics under this lock");
+            for shard in 0..self.shards.len() {
+                let job = job.clone();
+                waiting.push(self.run(shard, move |view| job(view))?);
+            }
         }
         let mut answers = Vec::with_capacity(waiting.len());
         for answer in waiting {
@@ -486,6 +491,7 @@ impl HubControl {
         command: impl Fn(Answer<T>) -> Command,
     ) -> Result<Vec<oneshot::Receiver<T>>, ControlError> {
         let mut waiting = Vec::with_capacity(self.shards.len());
+        let _order = self.order.lock().expect("nothing panics under this lock");
         for shard in 0..self.shards.len() {
             let (answer, answered) = Answer::pair();
             self.send(shard, command(answer))?;
