@@ -168,6 +168,13 @@ struct Entry {
     holder: Holder,
 }
 
+#[cfg(test)]
+impl Entry {
+    fn is_worn(&self, most: u32) -> bool {
+        self.holder != Holder::Nobody && self.queued.deliveries >= most
+    }
+}
+
 /// Who has a message that waits to be completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
@@ -195,9 +202,14 @@ impl Queue {
     /// What would come back from a store, if a message may be delivered as often as that.
     #[cfg(test)]
     pub(crate) fn durable(&self, most: u32) -> Vec<(Arc<C2dMessage>, WallTime, u32)> {
-        let worn = |entry: &&Entry| entry.holder != Holder::Nobody && entry.queued.deliveries >= most;
-        let entries = self.entries.iter().filter(|entry| !worn(entry));
+        let entries = self.entries.iter().filter(|entry| !entry.is_worn(most));
         entries.map(|entry| (entry.message.clone(), entry.queued.expires, entry.queued.deliveries)).collect()
+    }
+
+    /// Whether a message is being delivered for the last time.
+    #[cfg(test)]
+    pub(crate) fn has_worn(&self, most: u32) -> bool {
+        self.entries.iter().any(|entry| entry.is_worn(most))
     }
 
     /// The messages that have no number in the store, and where to note one.
