@@ -54,6 +54,14 @@ pub(super) fn run(arguments: &Run) -> Result<u8, CliError> {
 /// The flag that the first Ctrl-C (or a termination signal) sets, so that the run ends cleanly; the second ends
 /// the process.
 fn stop_on_ctrl_c(target: &Target) -> Result<Arc<AtomicBool>, ctrlc::Error> {
+    let stopping = match target {
+        Target::Remote(_) => {
+            "stopping the run and removing what it created; press Ctrl-C again to leave that\n"
+        }
+        Target::Hub | Target::Rumqttd | Target::Broker { .. } => {
+            "stopping the run; press Ctrl-C again to end at once\n"
+        }
+    };
     let left = match target {
         Target::Remote(remote) => format!(
             "devices and configurations whose ids begin with {}- may be left on {remote}; remove them by `{}`\n",
@@ -69,7 +77,7 @@ fn stop_on_ctrl_c(target: &Target) -> Result<Arc<AtomicBool>, ctrlc::Error> {
             say(&left);
             std::process::exit(INTERRUPTED.into());
         }
-        say("stopping the run; press Ctrl-C again to end at once\n");
+        say(stopping);
     })?;
     Ok(stop)
 }

@@ -39,6 +39,8 @@ use crate::measure::{EngineOutcome, MemoryProbe};
 use crate::progress::Progress;
 use crate::remote::{self, Remote, Tenancy};
 use crate::run::{EngineError, RunPlan, Target};
+use crate::scenario::model::Scenario;
+use crate::scenario::step::Action;
 use crate::timeline::Timeline;
 
 /// A live run with the way of each device, for a comparison with another engine's.
@@ -87,16 +89,47 @@ fn play(
     progress.phase("asking the hub");
     let tenancy = Tenancy::open(remote, &plan.scenario, &clock)
         .map_err(|error| stage::failed(format!("working on {remote}"), error))?;
+    check_room(&tenancy, &plan.scenario)?;
     let tenancy = Arc::new(tenancy);
     let outcome = perform(plan, clock, Some(&tenancy), progress, stop, tell_stories);
     match (tenancy.remove(progress), outcome) {
-        (Ok(()), outcome) => outcome,
+        (Ok(()), Ok(mut run)) => {
+            run.outcome.notes.extend(remark_on_others(&tenancy));
+            Ok(run)
+        }
+        (Ok(()), Err(error)) => Err(error),
         (Err(left), Ok(mut run)) => {
             run.outcome.notes.push(left.tell());
             Ok(run)
         }
         (Err(left), Err(error)) => Err(stage::failed(format!("{error}; and {}", left.tell()), error)),
     }
+}
+
+/// A hub has room for so many configurations.
+const MOST_CONFIGURATIONS: usize = 100;
+
+/// Checks that the scenario's configurations have room beside those that are there.
+fn check_room(tenancy: &Tenancy, scenario: &Scenario) -> Result<(), EngineError> {
+    let own = scenario.steps.iter().filter(|step| matches!(step.action, Action::Configure(_))).count();
+    if tenancy.others() + own <= MOST_CONFIGURATIONS {
+        return Ok(());
+    }
+    Err(EngineError::Unfit {
+        problem: format!(
+            "the scenario puts {own} configurations, the hub has {} and room for {MOST_CONFIGURATIONS}",
+            tenancy.others()
+        ),
+        fix: "remove some there, or take another hub".to_owned(),
+    })
+}
+
+/// What others have on the hub may reach the run's devices.
+fn remark_on_others(tenancy: &Tenancy) -> Option<String> {
+    let others = tenancy.others();
+    (others > 0).then(|| {
+        format!("{others} configurations of others were on the hub: those that are for all devices were for these, too")
+    })
 }
 
 /// What remote fleets' keys are derived from: nobody knows it but this run.
@@ -202,8 +235,8 @@ fn remarks_on(remote: &Remote, plan: &RunPlan, at_once: u64) -> Vec<String> {
             "kept within the limits of {tier:?}, {units} units: what had to wait for its place is in the latencies of \
              connections, grants and convergence"
         ),
-        "a change counts as accepted when the hub has answered the request, so that the hub's own pause before it \
-         applies a configuration is in the fan-out latency; a device counts as converged when it has the hub's answer to \
+        "fan-out counts from when the request with the change was sent, so that the hub's own pause before it applies a \
+         configuration is in it; a device counts as converged when it has the hub's answer to \
          its report"
             .to_owned(),
     ]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleetwave_hub::{Clock, HubControl};
+use fleetwave_hub::HubControl;
 use fleetwave_protocol::Instant;
 
 use super::stage::failed;
@@ -16,11 +16,12 @@ use crate::scenario::step::Configure;
 #[derive(Clone)]
 pub(super) enum Operator {
     Ours(HubControl),
-    Elsewhere(Arc<Tenancy>, Clock),
+    Elsewhere(Arc<Tenancy>),
 }
 
 impl Operator {
-    /// Puts a configuration; says when the hub accepted it.
+    /// Puts a configuration; says when the hub accepted it. Elsewhere that does not show: devices may hear of it before
+    /// the answer is here, so it counts from when the request was sent.
     pub(super) fn put(&self, world: &World, configure: &Configure) -> Result<Instant, EngineError> {
         let what = || format!("putting configuration {}", configure.id);
         match self {
@@ -31,10 +32,9 @@ impl Operator {
                 let done = control.put_configuration(configuration).map_err(|error| failed(what(), error))?;
                 Ok(done.at)
             }
-            Self::Elsewhere(tenancy, clock) => {
+            Self::Elsewhere(tenancy) => {
                 let content = world.catalogue().content(configure);
-                tenancy.put(configure, &content).map_err(|error| failed(what(), error))?;
-                Ok(clock.now().at)
+                tenancy.put(configure, &content).map_err(|error| failed(what(), error))
             }
         }
     }
@@ -47,7 +47,7 @@ impl Operator {
                 let counts = control.counts(&configure.id).map_err(|error| failed(what(), error))?;
                 Ok(counts.map_or(0, |counts| counts.targeted))
             }
-            Self::Elsewhere(tenancy, _) => {
+            Self::Elsewhere(tenancy) => {
                 let condition = tenancy.condition(&configure.target);
                 tenancy.wait(tenancy.service().count(&condition)).map_err(|error| failed(what(), error))
             }
@@ -63,7 +63,7 @@ impl Operator {
                 }
                 Ok(())
             }
-            Self::Elsewhere(tenancy, _) => tenancy
+            Self::Elsewhere(tenancy) => tenancy
                 .cancel(configuration)
                 .map_err(|error| failed(format!("removing configuration {configuration}"), error)),
         }

@@ -147,7 +147,7 @@ impl Stage {
                 let server = find_server(tenancy.remote())?;
                 let reach = server.address;
                 let grants = granting::start(tenancy, world.clone(), granter(), clock.clone());
-                let operator = Operator::Elsewhere(tenancy.clone(), clock.clone());
+                let operator = Operator::Elsewhere(tenancy.clone());
                 let host = tenancy.remote().access.host().to_owned();
                 let pacer = tenancy.service().pacer();
                 let login = Login { host, group_key, expires };

@@ -5,13 +5,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fleetwave_hub::Clock;
 use fleetwave_hub_core::throttle::Operation;
-use fleetwave_protocol::WallTime;
+use fleetwave_protocol::{Instant, WallTime};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -113,6 +114,16 @@ impl ServiceError {
         }
     }
 
+    /// Whether the hub cannot have heard of the request.
+    fn is_unsent(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            // A connection that was kept and had ended meanwhile.
+            Self::Broken(error) => error.is_canceled(),
+            _ => false,
+        }
+    }
+
     /// Whether the request can have been lost, so that sending it again is worth it.
     const fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Broken(_) | Self::Silent(_))
@@ -170,6 +181,8 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// When the request went out that this is the answer to.
+    pub(super) sent: Instant,
 }
 
 impl Answer {
@@ -199,12 +212,15 @@ struct Inner {
     idle: Mutex<Vec<Connection>>,
     /// The token in use and its end. Held to read it or make a new one.
     token: Mutex<Option<(HeaderValue, WallTime)>>,
+    /// Whether the hub was ever reached: one that never was is waited for in vain.
+    known: AtomicBool,
 }
 
 impl Client {
     pub(super) fn new(access: Access, tls: Arc<ClientConfig>, clock: Clock, pacer: Arc<Pacer>) -> Self {
         let (idle, token) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { access, tls, clock, pacer, idle, token }))
+        let known = AtomicBool::new(false);
+        Self(Arc::new(Inner { access, tls, clock, pacer, idle, token, known }))
     }
 
     /// Asks, within the hub's limits, and again where that is safe. Answers that the caller does not expect are
@@ -227,7 +243,10 @@ impl Client {
                     answer.retry_after().unwrap_or(pause)
                 }
                 Ok(answer) => return Err(refused(&call.what, &answer)),
-                Err(error) if again && call.repeatable && error.is_transient() => {
+                Err(error @ ServiceError::Unreachable { .. }) if !self.0.known.load(Ordering::Relaxed) => {
+                    return Err(error);
+                }
+                Err(error) if again && (error.is_unsent() || (call.repeatable && error.is_transient())) => {
                     tracing::debug!(%error, what = call.what, "a request is sent again");
                     pause
                 }
@@ -246,11 +265,12 @@ impl Client {
             None => timeout(CONNECT_PATIENCE, self.connect()).await.map_err(silent(CONNECT_PATIENCE))??,
         };
         let request = self.request(call)?;
+        let sent = self.0.clock.now().at;
         let exchange = async {
             let response = connection.send_request(request).await?;
             let (head, body) = response.into_parts();
             let body = body.collect().await?.to_bytes();
-            Ok::<_, hyper::Error>(Answer { status: head.status, headers: head.headers, body })
+            Ok::<_, hyper::Error>(Answer { status: head.status, headers: head.headers, body, sent })
         };
         let answer = timeout(call.patience, exchange).await.map_err(silent(call.patience))??;
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -276,6 +296,7 @@ impl Client {
         let stream = TcpStream::connect((host, port)).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let stream = TlsConnector::from(self.0.tls.clone()).connect(name, stream).await.map_err(failed)?;
+        self.0.known.store(true, Ordering::Relaxed);
         let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             if let Err(error) = driver.await {
@@ -337,3 +358,7 @@ pub(super) fn refused(what: &str, answer: &Answer) -> ServiceError {
     let message = message.chars().take(MOST).collect::<String>().trim().to_owned();
     ServiceError::Refused { what: what.to_owned(), status: answer.status, message }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fleetwave_hub::Clock;
 use fleetwave_hub_core::throttle::{Operation, Tier};
-use fleetwave_protocol::bag;
+use fleetwave_protocol::{Instant, bag};
 use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -86,18 +86,17 @@ impl Service {
         }
     }
 
-    /// Creates a configuration. Its id is of this run alone: one that is there already was made by a try before.
-    pub(crate) async fn put_configuration(&self, id: &str, body: &Value) -> Result<(), ServiceError> {
+    /// Creates a configuration; says when it was sent. Its id is of this run alone: one that is there already was made by
+    /// a try before.
+    pub(crate) async fn put_configuration(&self, id: &str, body: &Value) -> Result<Instant, ServiceError> {
         let call = Call::new(
             format!("putting configuration {id}"),
             Method::PUT,
             configuration_path(id),
             Operation::Configuration,
         );
-        self.client
-            .ask(&call.json(body), &[StatusCode::OK, StatusCode::CREATED, StatusCode::CONFLICT])
-            .await
-            .map(drop)
+        let expected = [StatusCode::OK, StatusCode::CREATED, StatusCode::CONFLICT];
+        Ok(self.client.ask(&call.json(body), &expected).await?.sent)
     }
 
     /// Deletes a configuration. One that is not there is gone already.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use fleetwave_hub::Clock;
+use fleetwave_protocol::Instant;
 use fleetwave_protocol::sas::Key;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
@@ -24,6 +25,8 @@ type GoOn<'a> = &'a dyn Fn() -> bool;
 /// A run's place on a hub.
 #[derive(Debug)]
 pub(crate) struct Tenancy {
+    /// Configurations that were there before.
+    others: usize,
     remote: Remote,
     service: Service,
     runtime: Handle,
@@ -69,7 +72,8 @@ impl Tenancy {
     pub(crate) fn open(remote: &Remote, scenario: &Scenario, clock: &Clock) -> Result<Self, ServiceError> {
         let service = remote.service(scenario, clock)?;
         let (handle, over, thread) = start_runtime();
-        let tenancy = Self {
+        let mut tenancy = Self {
+            others: 0,
             remote: remote.clone(),
             service,
             runtime: handle,
@@ -77,13 +81,18 @@ impl Tenancy {
             thread: Some(thread),
             holding: Mutex::default(),
         };
-        tenancy.wait(tenancy.service.configurations())?;
+        tenancy.others = tenancy.wait(tenancy.service.configurations())?.len();
         Ok(tenancy)
     }
 
     /// The hub and the run.
     pub(crate) const fn remote(&self) -> &Remote {
         &self.remote
+    }
+
+    /// How many configurations were there before.
+    pub(crate) const fn others(&self) -> usize {
+        self.others
     }
 
     /// The service side.
@@ -148,8 +157,8 @@ impl Tenancy {
         if target.trim() == "*" { own } else { format!("({target}) AND {own}") }
     }
 
-    /// Puts a configuration, in place of the run's other one of that name.
-    pub(crate) fn put(&self, configure: &Configure, content: &str) -> Result<(), ServiceError> {
+    /// Puts a configuration, in place of the run's other one of that name; says when it was sent.
+    pub(crate) fn put(&self, configure: &Configure, content: &str) -> Result<Instant, ServiceError> {
         let (id, old) = {
             let mut holding = self.holding();
             holding.put += 1;
@@ -168,10 +177,11 @@ impl Tenancy {
             "priority": configure.priority,
             "metrics": { "queries": {} },
         });
-        self.wait(self.service.put_configuration(&id, &body))?;
+        let sent = self.wait(self.service.put_configuration(&id, &body))?;
         // The hub lets nobody change a configuration's content. The new one is the newest of its priority, so that no
         // device is without either in between.
-        old.iter().try_for_each(|old| self.delete_configuration(old))
+        old.iter().try_for_each(|old| self.delete_configuration(old))?;
+        Ok(sent)
     }
 
     /// Removes a configuration by the scenario's name of it.
