@@ -59,7 +59,7 @@ impl Front {
                     match tokio::net::TcpListener::from_std(bound.listener) {
                         Ok(listener) => tasks.push(tokio::spawn(service(listener, stopped.clone()))),
                         Err(error) => {
-                            tracing::error!(address = %bound.address, %error, "a port cannot be served")
+                            tracing::error!(address = %bound.address, %error, "a port cannot be served");
                         }
                     }
                 }

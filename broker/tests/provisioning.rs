@@ -19,7 +19,13 @@ fn hub() -> HubServer {
         keys: [Key::from_bytes(*b"primary"), Key::from_bytes(*b"secondary")],
     };
     let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    HubServer::builder().shards(2).host_name(HOST).tcp(loopback).provisioning(settings).start().unwrap()
+    HubServer::builder()
+        .shards(2)
+        .host_name(HOST)
+        .tcp(loopback)
+        .provisioning(settings)
+        .start()
+        .expect("a hub on loopback")
 }
 
 /// A device that shows a token of this key.

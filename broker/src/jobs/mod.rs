@@ -1,6 +1,6 @@
 //! Scheduled jobs: twin updates and direct methods for all devices that a condition selects.
 //!
-//! A [`Job`] is a record that knows no clock; [`run`] walks it through its devices on the hub's tokio thread. Source:
+//! A [`Job`] is a record that knows no clock; [`Jobs::spawn`] has it walk through its devices on the hub's tokio thread. Source:
 //! "Schedule jobs on multiple devices" and "Query jobs" in MicrosoftDocs/azure-docs, `articles/iot-hub`.
 
 mod job;
@@ -10,7 +10,6 @@ mod run;
 
 pub(crate) use job::{Job, Outcome, Status};
 pub(crate) use request::JobRequest;
-pub(crate) use run::run;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +21,9 @@ use fleetwave_protocol::WallTime;
 use kept::Kept;
 use serde_json::Value;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
+use crate::HubControl;
 use crate::store::{Store, StoreError, Table, TableError};
 
 /// Jobs that are kept; the oldest that have ended make room.
@@ -34,6 +35,8 @@ pub(crate) struct Jobs {
     /// Running at once, as many as the tier lets.
     places: Arc<Semaphore>,
     table: Table<Kept>,
+    /// The tasks that walk through them.
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 fn error(code: ErrorCode, message: String) -> HubError {
@@ -56,7 +59,27 @@ impl Jobs {
                 Err(error) => tracing::warn!(job = id, %error, "a job that was kept is no job any more"),
             }
         }
-        Ok(Self { jobs: Mutex::new(jobs), places: Arc::new(Semaphore::new(places)), table })
+        Ok(Self {
+            jobs: Mutex::new(jobs),
+            places: Arc::new(Semaphore::new(places)),
+            table,
+            tasks: Mutex::default(),
+        })
+    }
+
+    /// Runs a job beside everything else.
+    pub(crate) fn spawn(self: &Arc<Self>, control: HubControl, id: String) {
+        let task = tokio::spawn(run::run(self.clone(), control, id));
+        let mut tasks = self.tasks.lock().expect("nothing panics under this lock");
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task.abort_handle());
+    }
+
+    /// Lets go of all jobs where they are: the hub ends.
+    pub(crate) fn stop(&self) {
+        for task in self.tasks.lock().expect("nothing panics under this lock").drain(..) {
+            task.abort();
+        }
     }
 
     /// The jobs that are to be run.

@@ -19,7 +19,7 @@ const METHODS: usize = 256;
 const LOOK: usize = 4096;
 
 /// Runs a job from its start to its end.
-pub(crate) async fn run(jobs: Arc<Jobs>, control: HubControl, id: String) {
+pub(super) async fn run(jobs: Arc<Jobs>, control: HubControl, id: String) {
     let now = || control.clock().now().wall;
     // A clock that is moved forward is noticed within a second.
     while let Ok(left) = jobs.with(&id, |job| {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::router::{Handler, Outcome, Verb};
 use super::{Access, ApiError, Call, Operation, Reply};
-use crate::jobs::{JobRequest, Status, run};
+use crate::jobs::{JobRequest, Status};
 use crate::policy::Rights;
 
 const fn operation(name: &'static str, method: Verb, path: &'static str) -> Operation {
@@ -82,7 +82,7 @@ async fn create(call: Call) -> Result<Reply, ApiError> {
     let control = call.api.control.clone();
     let written = call.api.jobs.add(id, request, control.clock().now().wall)?;
     call.api.jobs.keep(id).await?;
-    tokio::spawn(run(call.api.jobs.clone(), control, id.to_owned()));
+    call.api.jobs.spawn(control, id.to_owned());
     Ok(Reply::ok(&written))
 }
 

@@ -21,7 +21,6 @@ use tokio_rustls::TlsAcceptor;
 
 use super::router::{self, Found, Handler};
 use super::{Access, Api, ApiError, Call, Reply, device_access};
-use crate::jobs;
 use crate::tls::PeerIdentity;
 
 /// The largest body: a bulk operation of a hundred identities with their twins.
@@ -54,7 +53,7 @@ impl RestServer {
     pub(crate) async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         let server = Arc::new(self);
         for job in server.api.jobs.waiting() {
-            tokio::spawn(jobs::run(server.api.jobs.clone(), server.api.control.clone(), job));
+            server.api.jobs.spawn(server.api.control.clone(), job);
         }
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let acceptor = server.tls.clone().map(TlsAcceptor::from);
@@ -78,6 +77,7 @@ impl RestServer {
                 drop(place);
             });
         }
+        server.api.jobs.stop();
     }
 
     async fn connection(
