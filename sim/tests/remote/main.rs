@@ -157,7 +157,11 @@ impl Bench {
 }
 
 fn plan(remote: &Remote, sets: &[String]) -> RunPlan {
-    let loaded = load_text("remote.toml", SCENARIO, sets).expect("the scenario is right");
+    plan_of(SCENARIO, remote, sets)
+}
+
+fn plan_of(text: &str, remote: &Remote, sets: &[String]) -> RunPlan {
+    let loaded = load_text("remote.toml", text, sets).expect("the scenario is right");
     RunPlan {
         scenario: loaded.scenario,
         sha256: loaded.sha256,
@@ -206,6 +210,22 @@ fn a_rollout_runs_on_a_hub_elsewhere_and_leaves_nothing_but_what_was_there() {
     let json = serde_json::to_string(&record).expect("a record is JSON");
     assert!(!json.contains("SharedAccessKey") && !json.contains(&bench.key()), "{json}");
     assert_eq!(bench.twin("bystander"), before, "`*` is for the run's devices alone");
+    assert_clean(&bench, &remote);
+}
+
+#[test]
+fn no_more_is_sent_than_the_limits_let_pass_and_what_waits_is_late() {
+    let bench = Bench::start();
+    let remote = Remote { limits: Some((Tier::S1, 1)), ..bench.remote() };
+    let (steps, _) = SCENARIO.split_once("[[step]]\nconfigure").expect("it has that step");
+    let storm = steps.replace("connect = { over = '200ms' }", "connect = { storm = true }");
+    let plan = plan_of(&storm, &remote, &["fleet.devices=250".to_owned()]);
+    let outcome = engine(Engine::Live)(&plan, &Progress::default(), &go());
+    let record = judge(&plan, &outcome.unwrap_or_else(|error| panic!("{}", chain(&error))));
+    assert_eq!(record.verdict, Verdict::Passed, "{:#?}", record.notes);
+    // A hundred pass at once, and then a hundred in a second.
+    let latest = record.connect_latency.corrected.max.expect("devices connected");
+    assert!(latest >= 1.4, "{latest} s");
     assert_clean(&bench, &remote);
 }
 
