@@ -95,12 +95,13 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -su
     -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign \
     -keyout "$run/device-ca.key" -out "$run/device-ca.pem" 2>/dev/null
 
+blob_port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 knows() { "$binary" hub --help 2>/dev/null | grep -q -- "$1"; }
 arguments=(--name localhost --name fleetwave.azure-devices.net --name 127.0.0.1 --name 127.0.0.2 --mqtt-port 8883 --https-port 443
     --amqps-port 5671 --cert-dir "$run/certs" --data "$run/data" --admin-port 8484 --tier none --json)
 knows --device-ca && arguments+=(--device-ca "$run/device-ca.pem")
 if knows --storage && [ "$which" != mosquitto ]; then
-    arguments+=(--storage "DefaultEndpointsProtocol=https;AccountName=devstoreaccount1;AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;BlobEndpoint=https://localhost:10000/devstoreaccount1" --storage-container uploads)
+    arguments+=(--storage "DefaultEndpointsProtocol=https;AccountName=devstoreaccount1;AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;BlobEndpoint=https://localhost:$blob_port/devstoreaccount1" --storage-container uploads)
 fi
 
 # start | stop | kill | restart: the suites use it too, to see what a hub remembers.
@@ -164,20 +165,20 @@ ca=$run/certs/ca.pem
 if knows --storage && [ "$which" != mosquitto ]; then
     install_node
     # The storage SDK under the Node device SDK sends a header that Azurite takes in its loose mode only.
-    "$modules/node_modules/.bin/azurite-blob" --silent --loose --skipApiVersionCheck --disableTelemetry --blobHost 127.0.0.1 --blobPort 10000 \
+    "$modules/node_modules/.bin/azurite-blob" --silent --loose --skipApiVersionCheck --disableTelemetry --blobHost 127.0.0.1 --blobPort "$blob_port" \
         --location "$run/blobs" --cert "$run/certs/server.pem" --key "$run/certs/server.key" >"$run/azurite.log" 2>&1 &
     azurite=$!
     for _ in $(seq 100); do
-        (exec 3<>/dev/tcp/127.0.0.1/10000) 2>/dev/null && break
+        (exec 3<>/dev/tcp/127.0.0.1/$blob_port) 2>/dev/null && break
         sleep 0.1
     done
-    python3 - "$ca" <<'CONTAINER'
+    python3 - "$ca" "$blob_port" <<'CONTAINER'
 import base64, datetime, hashlib, hmac, ssl, sys, urllib.request
 account, key, path = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==", "/devstoreaccount1/uploads"
 date = datetime.datetime.now(datetime.timezone.utc).strftime("%a, %d %b %Y %H:%M:%S GMT")
 text = f"PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:{date}\nx-ms-version:2020-10-02\n/{account}{path}\nrestype:container"
 signature = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
-request = urllib.request.Request(f"https://localhost:10000{path}?restype=container", method="PUT", data=b"", headers={
+request = urllib.request.Request(f"https://localhost:{sys.argv[2]}{path}?restype=container", method="PUT", data=b"", headers={
     "x-ms-date": date, "x-ms-version": "2020-10-02", "Content-Length": "0", "Content-Type": "",
     "Authorization": f"SharedKey {account}:{signature}"})
 urllib.request.urlopen(request, context=ssl.create_default_context(cafile=sys.argv[1]))

@@ -64,6 +64,7 @@ test('a device that is away, that is unknown, that does not answer', async () =>
   });
   await assert.rejects(invoke([unique('nobody')], { methodName: 'm' }), (error) => {
     assert.equal(error.response.statusCode, 404);
+    assert.match(error.responseBody, /404001/);
     return true;
   });
   const silent = await makeDevice();

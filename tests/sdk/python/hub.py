@@ -290,6 +290,6 @@ class Relay:
             self._listen()
 
     def close(self):
+        """Nobody new; whoever is connected still has to say goodbye."""
         self._deaf()
         self.passing.set()
-        self.cut()
