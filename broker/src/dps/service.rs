@@ -239,7 +239,8 @@ fn check_etag(current: &str, given: &str) -> Result<(), DpsError> {
 fn check_query(query: &str, from: &str) -> Result<(), DpsError> {
     let words: Vec<&str> = query.split_whitespace().collect();
     match words[..] {
-        [] => Ok(()),
+        // The vendor's own samples ask for `*` alone.
+        [] | ["*"] => Ok(()),
         [select, star, from_word, table]
             if select.eq_ignore_ascii_case("select")
                 && star == "*"

@@ -217,6 +217,10 @@ fn enrollments_come_by_pages_and_in_bulk() {
     }
     assert_eq!(seen, ["a", "b", "c", "d"]);
     assert_eq!(bulk("delete", &["a", "b"])["isSuccessful"], true);
+    // The vendor's samples ask for `*` alone.
+    let star = Some(json!({ "query": "*" }));
+    let everything = service.ask(Method::POST, "/enrollmentGroups/query", &[], star);
+    assert_eq!(everything.status, 200, "{everything:?}");
     let query = json!({ "query": "select * from enrollmentGroups" });
     assert_eq!(service.ask(Method::POST, "/enrollmentGroups/query", &[], Some(query)).json(), json!([]));
     let query = json!({ "query": "select * from enrollments where etag = 'x'" });
