@@ -11,7 +11,7 @@ use fleetwave_protocol::bag;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,6 +32,8 @@ const HEADER: Duration = Duration::from_secs(30);
 const BODY: Duration = Duration::from_secs(60);
 /// Connections at once; others wait in the kernel's queue.
 const CONNECTIONS: usize = 2048;
+/// The Java SDK, whose HTTP client knows no PATCH, sends it as a POST with this header.
+const OVERRIDE: &str = "x-http-method-override";
 
 /// Takes over connections that leave HTTP: WebSockets.
 pub(crate) trait Upgrade: Send + Sync {
@@ -135,7 +137,10 @@ impl RestServer {
         let began = Instant::now();
         let number = self.api.requests.fetch_add(1, Ordering::Relaxed);
         let tracking = format!("{number:016x}");
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if parts.method == Method::POST && parts.headers.get(OVERRIDE).is_some_and(|verb| verb == "PATCH") {
+            parts.method = Method::PATCH;
+        }
         let (name, outcome) = match router::find(&parts.method, parts.uri.path()) {
             Found::Nothing => {
                 tracing::warn!(method = %parts.method, path = parts.uri.path(), "no such operation in this hub");

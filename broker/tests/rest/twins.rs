@@ -11,6 +11,18 @@ fn plain(section: &Value) -> Value {
 }
 
 #[test]
+fn a_post_may_say_that_it_is_a_patch() {
+    let rig = Rig::new();
+    rig.put("/devices/d", json!({ "deviceId": "d" }));
+    let body = || Some(json!({ "tags": { "a": 1 } }));
+    let patch = [("X-HTTP-Method-Override", "PATCH")];
+    let patched = rig.ask_with(Method::POST, "/twins/d", &patch, body());
+    assert_eq!((patched.status.as_u16(), &patched.json()["tags"]), (200, &json!({ "a": 1 })));
+    let delete = [("X-HTTP-Method-Override", "DELETE")];
+    assert_eq!(rig.ask_with(Method::POST, "/twins/d", &delete, body()).status, 405);
+}
+
+#[test]
 fn a_twin_is_read_merged_and_replaced() {
     let rig = Rig::new();
     rig.put("/devices/d", json!({ "deviceId": "d" }));
