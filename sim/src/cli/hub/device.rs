@@ -51,7 +51,13 @@ pub(super) fn add(id: &str, place: &Place) -> Result<String, HubError> {
     let created = put(&running, &format!("/devices/{}", bag::encode(id)), &json!({ "deviceId": id }))?;
     let key = created["authentication"]["symmetricKey"]["primaryKey"].as_str();
     let key = key.ok_or_else(|| HubError::Answer("the hub told no key of the device".to_owned()))?;
-    Ok(format!("HostName={};DeviceId={id};SharedAccessKey={key}", running.hub_name))
+    let name = &running.hub_name;
+    // Another hub's name leads to that hub; the SDKs go where the gateway is, and say the name.
+    let gateway = match name == "localhost" || name.parse::<IpAddr>().is_ok() {
+        true => "",
+        false => ";GatewayHostName=localhost",
+    };
+    Ok(format!("HostName={name};DeviceId={id};SharedAccessKey={key}{gateway}"))
 }
 
 /// A PUT to the hub, with its own connection string.
