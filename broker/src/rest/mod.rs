@@ -1,7 +1,7 @@
 //! The hub's HTTPS surface: what service SDKs call, and what devices can do over HTTPS.
 //!
-//! [`router`] has the table of operations: all that is served, or refused by name, stands there, and
-//! `docs/hub-coverage.md` is made from it. Each operation is an async function from a [`Call`] to a [`Reply`]; the
+//! `router` has the table of operations: all that is served, or refused by name, stands there, and
+//! `docs/hub-coverage.md` is made from it. Each operation is an async function from a `Call` to a `Reply`; the
 //! shards do the work by jobs ([`crate::HubControl::with_device`]).
 
 mod call;

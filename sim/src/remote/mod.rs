@@ -2,8 +2,8 @@
 //!
 //! The harness uses what everybody has: REST operations for devices and configurations, MQTT over TLS for the devices,
 //! direct methods for grants. What it creates carries the run's id, target conditions are held to that, and all of
-//! it is removed when the run is over. The parts: who may do what there ([`Access`]), the operations ([`service`]),
-//! its limits ([`pace`]), what a run has there ([`tenancy`]), what it will do ([`estimate`]), and what earlier runs
+//! it is removed when the run is over. The parts: who may do what there ([`Access`]), the operations (`service`),
+//! its limits (`pace`), what a run has there (`tenancy`), what it will do ([`estimate`]), and what earlier runs
 //! left ([`clean`]).
 
 mod access;
