@@ -67,11 +67,15 @@ fuzz_target!(|text: &str| {
     });
 });
 
-/// What was printed is read as the same, unless it became longer than a query may be.
+/// What was printed is read as the same, unless its parentheses made it longer or deeper than a query may be.
 fn assert_reads<T: std::fmt::Debug + PartialEq>(printed: &T, read: Result<T, QueryError>) {
-    use fleetwave_hub_core::query::Problem::TooLong;
+    use fleetwave_hub_core::query::Problem::{TooLong, Unsupported};
     match read {
         Ok(read) => assert_eq!(&read, printed),
-        Err(error) => assert!(matches!(error.problem, TooLong { .. }), "{error:?}"),
+        Err(error) => match &error.problem {
+            TooLong { .. } => {}
+            Unsupported { feature } if feature.starts_with("nesting deeper") => {}
+            _ => panic!("{error:?}"),
+        },
     }
 }
