@@ -56,14 +56,8 @@ pub(crate) fn message(entry: &Entry, newest: Option<(PartitionInfo, WallTime)>) 
     }
     annotate("iothub-enqueuedtime", timestamp(entry.enqueued));
     annotate("iothub-message-source", Value::string(event.source.name()));
+    // A message that says nothing of itself has no properties at all: the vendor's own readers count on it.
     let properties = &mut message.properties;
-    if event.source == Source::Telemetry {
-        let to = match module {
-            Some(module) => format!("/devices/{device}/modules/{module}/messages/events"),
-            None => format!("/devices/{device}/messages/events"),
-        };
-        properties.to = Value::String(to);
-    }
     for (key, value) in bag::members(&event.properties).flatten() {
         let text = Value::string(value.as_ref());
         match key.as_ref() {
@@ -96,6 +90,7 @@ pub(crate) fn message(entry: &Entry, newest: Option<(PartitionInfo, WallTime)>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amqp::performative::Properties;
     use crate::events::Event;
 
     fn entry(id: &str, properties: &str) -> Entry {
@@ -126,7 +121,9 @@ mod tests {
         assert_eq!(message.properties.message_id, Value::string("m"));
         assert_eq!(message.properties.content_type, Value::symbol("application/json"));
         assert_eq!(message.properties.user_id, Value::Binary(Bytes::from_static(b"u")));
-        assert_eq!(message.properties.to, Value::string("/devices/d/messages/events"));
+        assert_eq!(message.properties.to, Value::Null);
+        let nothing = super::message(&entry("d", "k=v"), None).properties;
+        assert_eq!(nothing, Properties::default());
         assert_eq!(message.application, [(Value::string("level"), Value::string("hi gh"))]);
         assert_eq!(message.body, Body::Data(Bytes::from_static(b"hello")));
         for (key, value) in [
