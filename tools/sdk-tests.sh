@@ -99,6 +99,7 @@ blob_port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)
 knows() { "$binary" hub --help 2>/dev/null | grep -q -- "$1"; }
 arguments=(--name localhost --name fleetwave.azure-devices.net --name 127.0.0.1 --name 127.0.0.2 --mqtt-port 8883 --https-port 443
     --amqps-port 5671 --cert-dir "$run/certs" --data "$run/data" --admin-port 8484 --tier none --json)
+knows --events && arguments+=(--events telemetry,twin,lifecycle,connection)
 knows --device-ca && arguments+=(--device-ca "$run/device-ca.pem")
 if knows --storage && [ "$which" != mosquitto ]; then
     arguments+=(--storage "DefaultEndpointsProtocol=https;AccountName=devstoreaccount1;AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;BlobEndpoint=https://localhost:$blob_port/devstoreaccount1" --storage-container uploads)

@@ -83,6 +83,17 @@ pub(super) struct Serve {
     #[arg(long, value_name = "SPAN", help_heading = "What it is")]
     pub(super) config_cycle: Option<Span>,
 
+    /// What the Event-Hub-compatible endpoint gives, as IoT Hub's routes would; telemetry alone is what a new hub routes
+    #[arg(
+        long,
+        value_name = "KIND[,KIND…]",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "telemetry",
+        help_heading = "What it is"
+    )]
+    pub(super) events: Vec<EventKind>,
+
     /// A file with an authority's certificate in PEM form, for devices that are registered with one; may be given
     /// more than once
     #[arg(long, value_name = "FILE", help_heading = "What it is")]
@@ -152,6 +163,15 @@ pub(super) struct Serve {
     /// Print one line of JSON when it is ready, in place of the table
     #[arg(long, help_heading = "What it prints")]
     pub(super) json: bool,
+}
+
+/// Kinds of events, by the names that routes in IoT Hub know them by, shortened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EventKind {
+    Telemetry,
+    Twin,
+    Lifecycle,
+    Connection,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fleetwave_hub::admin::{Admin, AdminError, AdminServer};
-use fleetwave_hub::events::EventOptions;
+use fleetwave_hub::events::{EventOptions, Source};
 use fleetwave_hub::pki::Pki;
 use fleetwave_hub::{DpsSettings, HubServer, ListenError, StartError, StorageAccount};
 use fleetwave_hub_core::throttle::Tier;
@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::HubError;
 use super::announce::{self, Ready};
-use super::args::{Serve, TierName};
+use super::args::{EventKind, Serve, TierName};
 use super::home::{Home, Keys, write_secret};
 use crate::cli::{CliError, output};
 use crate::live::script::ScriptedFleet;
@@ -116,6 +116,13 @@ fn start(
         TierName::S3 => Tier::S3,
     };
     let cycle = arguments.config_cycle.map_or(Cycle::Immediate, |span| Cycle::Every(span.duration()));
+    let source = |kind: &EventKind| match kind {
+        EventKind::Telemetry => Source::Telemetry,
+        EventKind::Twin => Source::TwinChanges,
+        EventKind::Lifecycle => Source::Lifecycle,
+        EventKind::Connection => Source::ConnectionState,
+    };
+    let sources = arguments.events.iter().map(source).collect();
     let provisioning = DpsSettings {
         id_scope: keys.id_scope.clone(),
         hub: names[0].clone(),
@@ -126,7 +133,7 @@ fn start(
         .tls(at(arguments.mqtt_port), pki.server_config())
         .https(at(arguments.https_port), Some(pki.server_config()))
         .amqps(at(arguments.amqps_port), Some(pki.server_config()))
-        .event_options(EventOptions { name: Some(short_name(names)), ..EventOptions::default() })
+        .event_options(EventOptions { name: Some(short_name(names)), sources, ..EventOptions::default() })
         .group_key(keys.group_key.clone())
         .tier(tier, arguments.units)
         .options(Options { cycle, ..Options::default() })
