@@ -29,9 +29,9 @@ after(() => service.close());
 
 const of = (id) => records.filter((record) => record.originalMessageId === id);
 
-async function send(deviceId, ack, body = 'hello') {
+async function send(deviceId, ack, body = 'hello', id = crypto.randomUUID()) {
   const message = new Message(body);
-  message.messageId = crypto.randomUUID();
+  message.messageId = id;
   message.ack = ack;
   await service.send(deviceId, message);
   return message.messageId;
@@ -65,9 +65,10 @@ test('abandoned feedback comes again', async () => {
   const device = await makeDevice();
   const one = await opened(device);
   one.on('message', (message) => one.complete(message));
-  let id;
+  // Known before it is sent: the record may be here before the sending is confirmed.
+  const id = crypto.randomUUID();
   decide = (batch) => (batch.some((record) => record.originalMessageId === id) && of(id).length === 1 ? 'abandon' : 'complete');
-  id = await send(device.deviceId, 'full');
+  await send(device.deviceId, 'full', 'hello', id);
   await eventually(() => of(id).length === 2, 'the record again');
   decide = () => 'complete';
 });
