@@ -10,6 +10,7 @@
 
 mod config;
 mod files;
+mod install;
 mod journal;
 mod life;
 mod link;

@@ -1,0 +1,118 @@
+//! What an installer is: the part of the agent that puts a release where it belongs and makes it run. There is one
+//! for each *target*: the device's firmware, a component, a workload.
+//!
+//! An installer keeps nothing in memory. What it knows it reads from where it installs (partitions, boot loader
+//! variables, links, a cluster), so that a start after a power cut needs nothing else. Each step may be done twice.
+
+#![allow(dead_code, reason = "the installers come with the next commits")]
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use fleetwave_agent_core::Release;
+use serde_json::{Map, Value};
+
+/// A step that takes its time. It may be dropped at any point, as a power cut would.
+pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// The reference of a release, as it stood in the twin.
+pub(crate) type Reference = Map<String, Value>;
+
+/// What a target runs, by its own account.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Standing {
+    /// What runs now; another one than `committed` while that is on trial.
+    pub(crate) running: Reference,
+    /// What runs after the next power cut if nothing else is said.
+    pub(crate) committed: Reference,
+}
+
+/// Where the bytes of a payload go, so that staging needs no second copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// A file, or a block device.
+    pub(crate) path: PathBuf,
+    /// How much fits, where that is fixed: a block device is not as long as what was written to it.
+    pub(crate) capacity: Option<u64>,
+}
+
+/// What is under way after something was made to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activated {
+    /// It runs: the target's next life begins at once.
+    Running,
+    /// The machine goes down, and this process with it.
+    GoingDown,
+}
+
+/// Puts releases where they belong and makes them run.
+pub(crate) trait Installer: fmt::Debug {
+    /// What runs, after settling what a power cut left half done. The first call at each start.
+    fn standing(self: Rc<Self>) -> Later<Result<Standing, InstallError>>;
+
+    /// Where the payload of `release` goes.
+    ///
+    /// # Errors
+    /// If there is no such place, or it is the one that runs.
+    fn place(&self, release: &Release) -> io::Result<Place>;
+
+    /// Makes the verified payload, which lies in its place, ready to run. What runs is not touched.
+    fn stage(self: Rc<Self>, release: Release) -> Later<Result<(), InstallError>>;
+
+    /// Runs what was staged, on trial: after a power cut what was committed runs again.
+    fn activate(self: Rc<Self>) -> Later<Result<Activated, InstallError>>;
+
+    /// Runs what was committed again.
+    fn go_back(self: Rc<Self>) -> Later<Result<Activated, InstallError>>;
+
+    /// Whether what is on trial works, as far as the installer itself can tell. It may wait until that is known.
+    fn healthy(self: Rc<Self>) -> Later<Result<(), InstallError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Commits what is on trial.
+    fn commit(self: Rc<Self>) -> Later<Result<(), InstallError>>;
+
+    /// Forgets payload and staged release, for good.
+    ///
+    /// # Errors
+    /// If they cannot be removed.
+    fn discard(&self) -> io::Result<()>;
+
+    /// Files whose bytes are likely to stand in the next release, too.
+    fn seeds(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+/// Why a step of an installer failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    /// Reading or writing.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was done to which file.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The payload is not what this installer takes.
+    #[error("the payload is unfit: {0}")]
+    Payload(String),
+    /// A program of the system or the operator failed, or took too long.
+    #[error("{0}")]
+    Command(String),
+    /// Whoever runs it (a cluster, RAUC, systemd) refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl InstallError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        |source| Self::Io { what: what.into(), source }
+    }
+}
