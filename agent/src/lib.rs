@@ -8,6 +8,7 @@
 //! * [`run`]: the agent's life.
 //! * [`status`]: what is on disk, told to people.
 
+mod command;
 mod config;
 mod files;
 mod install;
@@ -21,6 +22,7 @@ mod status;
 use fleetwave_agent_core::ResultCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+pub use command::Command;
 pub use config::{Config, ConfigError, ConnectionString, Health, Hub, Installed, Limits, Trust};
 pub use slots::StateError;
 pub use status::status;
