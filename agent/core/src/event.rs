@@ -13,7 +13,7 @@ use crate::{Boot, ReleaseId, ResultCode, State};
 pub enum Event {
     /// The device has started, or the agent has.
     Booted(Boot),
-    /// The hub accepted the connection.
+    /// The hub accepted the connection; or another one that took the place of the one there was, without a gap.
     Connected {
         /// The hub still knows the subscriptions.
         session_present: bool,

@@ -39,7 +39,12 @@ impl Link {
 
 impl Agent {
     pub(super) fn connected(&mut self, turn: &mut Turn<'_>, session_present: bool) {
-        if !matches!(self.link, Link::Connecting(_)) {
+        if self.link.is_connected() {
+            // Another connection has taken the place of the one there was, as when a token is renewed: what had
+            // been asked on that one is not answered any more.
+            self.reporting = Reporting::Quiet;
+            self.link_lost();
+        } else if !matches!(self.link, Link::Connecting(_)) {
             return;
         }
         // Versions are compared within a connection: a twin that was made anew begins at 1 again.

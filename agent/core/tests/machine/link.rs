@@ -241,6 +241,30 @@ fn subscriptions_on_a_connection_that_broke_off_at_once_are_made_again() {
     assert!(!turn(&mut agent, Event::Connected { session_present: true }));
 }
 
+#[test]
+fn on_a_connection_that_takes_the_place_of_another_the_twin_is_read_again_and_the_report_repeated() {
+    let mut releases = catalogue();
+    let first = releases.preinstalled("fw-1", 1);
+    let policy = Policy::default();
+    let cx = Context { policy: &policy, releases: &releases };
+    let mut agent = booted(1, &cx, first);
+    let mut turn = |event| {
+        let mut out = Vec::new();
+        agent.handle(&cx, Now::default(), event, &mut out);
+        out
+    };
+    let twin = |version| Event::Twin { version, desired: Desired::Nothing, reported: None };
+    let reports = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Report { .. }));
+    let reads = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::GetTwin { .. }));
+    turn(Event::Connected { session_present: false });
+    assert!(reports(&turn(twin(7))));
+    // Its answer never comes: the token is renewed.
+    let effects = turn(Event::Connected { session_present: true });
+    assert!(reads(&effects) && !reports(&effects), "{effects:?}");
+    assert!(!effects.contains(&Effect::Subscribe) && !effects.contains(&Effect::Connect), "{effects:?}");
+    assert!(reports(&turn(twin(2))), "versions are compared within a connection, and the report was lost");
+}
+
 fn booted(seed: u64, cx: &Context<'_>, first: fleetwave_agent_core::ReleaseId) -> Agent {
     let mut agent = Agent::new(seed, first);
     let boot = Boot { durable: Durable::new(first), running: first, committed: first, partial: 0 };
