@@ -37,9 +37,9 @@ impl Pacer {
     }
 }
 
-/// The announced bytes did not all come: a fault that was asked for.
+/// The announced bytes did not all come: a fault that was asked for, or a file that has become shorter.
 #[derive(Debug, thiserror::Error)]
-#[error("truncated on purpose after {sent} of {announced} bytes")]
+#[error("truncated after {sent} of {announced} bytes")]
 pub(super) struct Truncated {
     sent: u64,
     announced: u64,
@@ -102,6 +102,13 @@ impl BlobBody {
         self
     }
 
+    /// Nothing follows.
+    fn cut_off(&mut self) -> Truncated {
+        let (sent, announced) = (self.offset - self.start, self.end - self.start);
+        self.offset = self.end;
+        Truncated { sent, announced }
+    }
+
     fn piece(&mut self) -> Bytes {
         let limit = if self.pacers.is_empty() { u64::MAX } else { PACED_PIECE };
         let end = self.cut.unwrap_or(self.end);
@@ -134,9 +141,7 @@ impl Body for BlobBody {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let (sent, announced) = (self.offset - self.start, self.end - self.start);
-            self.offset = self.end;
-            return Poll::Ready(Some(Err(Truncated { sent, announced })));
+            return Poll::Ready(Some(Err(self.cut_off())));
         }
         if self.due.is_none() && !self.pacers.is_empty() {
             let bytes = (self.end - self.offset).min(PACED_PIECE);
@@ -148,6 +153,9 @@ impl Body for BlobBody {
             self.due = None;
         }
         let piece = self.piece();
+        if piece.is_empty() {
+            return Poll::Ready(Some(Err(self.cut_off())));
+        }
         if let Some(flight) = &self.flight {
             flight.sent(piece.len() as u64);
         }

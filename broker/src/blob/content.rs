@@ -1,10 +1,16 @@
 //! What a blob holds.
 
-use bytes::Bytes;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use fleetwave_protocol::rng::mix;
 use sha2::{Digest, Sha256};
 
-/// Generated content is made in pieces of this many bytes.
+/// What is not in memory is made or read in pieces of this many bytes.
 pub(super) const PIECE: usize = 64 * 1024;
 
 /// A blob's content.
@@ -20,19 +26,61 @@ pub enum Content {
         /// How many there are.
         size: u64,
     },
+    /// A file's, read piece by piece as they are asked for.
+    File(FileContent),
+}
+
+/// A file that is served. It has to stay as it is.
+#[derive(Clone, Debug)]
+pub struct FileContent {
+    file: Arc<File>,
+    size: u64,
+    /// Which file it is, and which state of it.
+    tag: u64,
+}
+
+impl FileContent {
+    pub(super) const fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// Nothing if the file has become shorter or cannot be read: the answer then ends early.
+    fn read(&self, offset: u64, length: usize) -> Bytes {
+        let mut bytes = BytesMut::zeroed(length);
+        match self.file.read_at(&mut bytes, offset) {
+            Ok(read) => bytes.truncate(read),
+            Err(error) => {
+                tracing::error!(%error, "a blob's file cannot be read");
+                bytes.clear();
+            }
+        }
+        bytes.freeze()
+    }
 }
 
 impl Content {
+    /// The content of a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn file(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        let tag = mix(meta.ino() ^ mix(meta.mtime() as u64 ^ mix(meta.mtime_nsec() as u64)));
+        Ok(Self::File(FileContent { file: Arc::new(file), size: meta.len(), tag }))
+    }
+
     /// Its length in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Generated { size, .. } => *size,
+            Self::File(file) => file.size,
         }
     }
 
-    /// Its bytes from `offset` on: at most `limit` of them, and for generated content at most 64 KiB; none
+    /// Its bytes from `offset` on: at most `limit` of them, and at most 64 KiB of what is not in memory; none
     /// at or behind the end.
     #[must_use]
     pub fn read(&self, offset: u64, limit: u64) -> Bytes {
@@ -47,6 +95,7 @@ impl Content {
                 let length = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
                 generate(*seed, offset, length).into()
             }
+            Self::File(file) => file.read(offset, usize::try_from(length).unwrap_or(PIECE).min(PIECE)),
         }
     }
 
@@ -101,6 +150,20 @@ mod tests {
         }
         assert_eq!(content.sha256(), Content::Bytes(whole.into()).sha256());
         assert!(content.read(200_001, 1).is_empty() && content.read(u64::MAX, 1).is_empty());
+    }
+
+    #[test]
+    fn a_file_is_read_in_pieces_and_gives_nothing_behind_its_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("blob");
+        let bytes: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+        std::fs::write(&path, &bytes).expect("written");
+        let content = Content::file(&path).expect("opened");
+        assert_eq!(content.sha256(), Content::Bytes(bytes.clone().into()).sha256());
+        assert_eq!(content.read(70_000, 5), bytes[70_000..70_005]);
+        assert!(content.read(200_000, 1).is_empty());
+        File::options().write(true).open(&path).expect("opened").set_len(10).expect("cut");
+        assert!(content.read(70_000, 5).is_empty(), "the file has become shorter");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! An HTTP endpoint for firmware: blobs by name, byte ranges, signed expiring URLs, and faults on demand.
+//! An HTTP(S) endpoint for firmware: blobs by name, byte ranges, signed expiring URLs, and faults on demand.
 //!
 //! It answers as Azure's blob service does where an agent can tell: `206` with `Content-Range`, `416`, `ETag`,
 //! `403` for a bad signature, `503` when it is busy. It holds no copy of what it serves.
@@ -14,12 +14,16 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fleetwave_protocol::WallTime;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
-pub use content::Content;
+pub use content::{Content, FileContent};
 pub use fault::{Fault, FaultKind};
 
 use crate::clock::Clock;
@@ -123,6 +127,8 @@ pub struct BlobServerBuilder {
     bandwidth: Option<u64>,
     max_concurrent: Option<u64>,
     threads: usize,
+    tls: Option<Arc<ServerConfig>>,
+    host: Option<String>,
 }
 
 impl BlobServerBuilder {
@@ -168,6 +174,20 @@ impl BlobServerBuilder {
         self
     }
 
+    /// Serves HTTPS; HTTP if not set.
+    #[must_use]
+    pub fn tls(mut self, config: Arc<ServerConfig>) -> Self {
+        self.tls = Some(config);
+        self
+    }
+
+    /// The host in URLs; the address if not set.
+    #[must_use]
+    pub fn host(mut self, name: impl Into<String>) -> Self {
+        self.host = Some(name.into());
+        self
+    }
+
     /// How many threads serve; one if not set.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
@@ -200,14 +220,16 @@ impl BlobServerBuilder {
                 .enable_all()
                 .build()
                 .map_err(BlobError::Thread)?;
-            let (shared, stopped) = (shared.clone(), stopped.clone());
+            let (shared, stopped, tls) = (shared.clone(), stopped.clone(), self.tls.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("blob-{index}"))
-                .spawn(move || runtime.block_on(serve(listener, shared, stopped)))
+                .spawn(move || runtime.block_on(serve(listener, tls, shared, stopped)))
                 .map_err(BlobError::Thread)?;
             threads.push(thread);
         }
-        let control = BlobControl { address, shared };
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let host = self.host.map_or_else(|| address.to_string(), |name| format!("{name}:{}", address.port()));
+        let control = BlobControl { address, origin: format!("{scheme}://{host}").into(), shared };
         Ok(BlobServer { control, stop, threads: Mutex::new(threads) })
     }
 }
@@ -231,6 +253,8 @@ impl BlobServer {
             bandwidth: None,
             max_concurrent: None,
             threads: 1,
+            tls: None,
+            host: None,
         }
     }
 
@@ -262,6 +286,8 @@ impl Drop for BlobServer {
 #[derive(Clone)]
 pub struct BlobControl {
     address: SocketAddr,
+    /// What URLs begin with.
+    origin: Arc<str>,
     shared: Arc<Shared>,
 }
 
@@ -296,7 +322,7 @@ impl BlobControl {
     /// A URL under which `name`, and nothing else, can be read until `expires`.
     #[must_use]
     pub fn sign_url(&self, name: &str, expires: WallTime) -> String {
-        format!("http://{}{}", self.address, self.shared.signer.sign(&format!("{PREFIX}{name}"), expires))
+        format!("{}{}", self.origin, self.shared.signer.sign(&format!("{PREFIX}{name}"), expires))
     }
 
     /// Replaces the faults; of those that strike a request the first in the list counts.
@@ -321,7 +347,16 @@ impl BlobControl {
     }
 }
 
-async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+/// How long a client may take for its part of a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+async fn serve(
+    listener: std::net::TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let tls = tls.map(TlsAcceptor::from);
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the blob endpoint cannot use its listener"),
@@ -336,16 +371,16 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>, mut stopped
             Ok((stream, _)) => {
                 let _ = stream.set_nodelay(true);
                 let shared = shared.clone();
-                let service =
-                    hyper::service::service_fn(move |request| service::answer(shared.clone(), request));
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "a blob connection ended early");
-                    }
-                });
+                match tls.clone() {
+                    None => drop(tokio::spawn(converse(stream, shared))),
+                    Some(acceptor) => drop(tokio::spawn(async move {
+                        match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                            Ok(Ok(stream)) => converse(stream, shared).await,
+                            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                            Err(_) => tracing::debug!("a TLS handshake took too long"),
+                        }
+                    })),
+                }
             }
             Err(error) => {
                 // Out of descriptors, as a rule: some will come back.
@@ -353,5 +388,15 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>, mut stopped
                 tokio::time::sleep(listen::ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
+    let service = hyper::service::service_fn(move |request| service::answer(shared.clone(), request));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a blob connection ended early");
     }
 }

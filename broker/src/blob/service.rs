@@ -106,6 +106,7 @@ fn etag(path: &str, content: &Content) -> String {
     match content {
         Content::Bytes(bytes) => format!("\"{:x}-{:x}\"", bytes.as_ptr().addr(), bytes.len()),
         Content::Generated { seed, size } => format!("\"g{seed:x}-{size:x}-{:x}\"", path.len()),
+        Content::File(file) => format!("\"f{:x}-{:x}\"", file.tag(), content.size()),
     }
 }
 
