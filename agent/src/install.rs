@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "the installers come with the next commits")]
 
+pub(crate) mod unpack;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -109,6 +111,12 @@ pub(crate) enum InstallError {
     /// Whoever runs it (a cluster, RAUC, systemd) refused.
     #[error("{0}")]
     Refused(String),
+    /// A hook of the operator stopped the update.
+    #[error("{0}")]
+    Hook(String),
+    /// What is on trial does not work.
+    #[error("{0}")]
+    Unhealthy(String),
 }
 
 impl InstallError {

@@ -11,10 +11,12 @@
 mod command;
 mod config;
 mod files;
+mod health;
 mod install;
 mod journal;
 mod life;
 mod link;
+mod locks;
 mod payload;
 mod slots;
 mod status;
@@ -24,6 +26,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use command::Command;
 pub use config::{Config, ConfigError, ConnectionString, Health, Hub, Installed, Limits, Trust};
+pub use health::Checks;
+pub use locks::{AtDeadline, LocalUrl, Locks};
 pub use slots::StateError;
 pub use status::status;
 
