@@ -13,6 +13,8 @@ use fleetwave_agent_core::{Backoff, Policy, TrustRoot};
 use fleetwave_protocol::sas::Key;
 use serde::Deserialize;
 
+use crate::logs::Log;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -56,6 +58,9 @@ pub struct Config {
     /// Delays and limits.
     #[serde(default)]
     pub limits: Limits,
+    /// What is logged.
+    #[serde(default)]
+    pub log: Log,
 }
 
 impl Config {

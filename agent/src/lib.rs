@@ -17,6 +17,9 @@ mod journal;
 mod life;
 mod link;
 mod locks;
+mod logs;
+mod metrics;
+mod notify;
 mod payload;
 mod slots;
 mod status;
@@ -28,6 +31,8 @@ pub use command::Command;
 pub use config::{Config, ConfigError, ConnectionString, Health, Hub, Installed, Limits, Trust};
 pub use health::Checks;
 pub use locks::{AtDeadline, LocalUrl, Locks};
+pub use logs::{Filter, Log, Recent, start as start_log};
+pub use metrics::{Loopback, Metrics};
 pub use slots::StateError;
 pub use status::status;
 

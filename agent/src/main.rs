@@ -1,12 +1,10 @@
 //! The `fleetwave-agent` command.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use fleetwave_agent::{Config, Ended};
-use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -20,7 +18,7 @@ Exit codes:
   2  wrong usage, or a wrong configuration
   1  anything else
 
-RUST_LOG sets what is logged, e.g. RUST_LOG=fleetwave_agent=debug."
+RUST_LOG stands above the configuration's [log], e.g. RUST_LOG=info,fleetwave_agent=debug."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -58,9 +56,6 @@ const USAGE: u8 = 2;
 const GIVEN_UP: u8 = 3;
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal()).init();
     match act(Arguments::parse().command) {
         Ok(code) => code,
         Err((code, error)) => {
@@ -76,6 +71,7 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run { config, once } => {
             let config = load(&config)?;
+            fleetwave_agent::start_log(&config.log).map_err(|error| (USAGE, error.into()))?;
             Ok(match fleetwave_agent::run(&config, once).map_err(|error| (FAILURE, error.into()))? {
                 Ended::Stopped => ExitCode::SUCCESS,
                 Ended::Settled { running } => {
