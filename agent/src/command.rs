@@ -47,6 +47,12 @@ pub struct Command {
 }
 
 impl Command {
+    /// A program with its arguments, for a default.
+    pub(crate) fn new<const N: usize>(words: [&str; N]) -> Self {
+        const { assert!(N > 0, "a command is at least a program") };
+        Self { words: words.map(str::to_owned).into(), timeout: LIMIT }
+    }
+
     /// The program, to be run.
     pub(crate) fn program(&self) -> Program {
         let (first, rest) = self.words.split_first().expect("checked when it was read");

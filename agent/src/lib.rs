@@ -8,6 +8,7 @@
 //! * [`run`]: the agent's life.
 //! * [`status`]: what is on disk, told to people.
 
+mod boot;
 mod command;
 mod config;
 mod files;
@@ -23,6 +24,13 @@ mod notify;
 mod payload;
 mod slots;
 mod status;
+
+#[cfg(test)]
+#[path = "../tests/common/loader.rs"]
+mod loader;
+#[cfg(test)]
+#[path = "../tests/common/real.rs"]
+mod real;
 
 use fleetwave_agent_core::ResultCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -1,0 +1,242 @@
+//! Adapters against a simulated machine that reads the real artefacts: a FAT image by mtools, U-Boot's environment by
+//! fw_printenv, GRUB's by grub-editenv. It reads what is on the disk, not what a file system may still hold back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::loader::{self, Machine};
+use crate::real::{have, have_loop_devices};
+
+fn pair<T>(a: T, b: T) -> Pair<T> {
+    Pair { a, b }
+}
+
+/// The whole life of a slot that is good, and of one that is not.
+async fn trials(boot: &dyn Boot, machine: &dyn Machine) {
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::A);
+    assert_eq!(machine.power_on(false), "a");
+    boot.settle(Slot::A).await.expect("settles");
+
+    boot.forbid(Slot::B).expect("forbids");
+    assert_eq!(machine.power_on(false), "a", "half a slot");
+    boot.settle(Slot::A).await.expect("settles");
+    boot.try_once(Slot::B).await.expect("arms");
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::A, "armed is not committed");
+    assert_eq!(machine.power_on(true), "b", "the trial");
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::A, "on trial");
+    assert_eq!(machine.power_on(false), "a", "a power cut on trial");
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::A);
+    boot.settle(Slot::A).await.expect("settles");
+    assert_eq!(machine.power_on(false), "a", "and not once more");
+
+    boot.try_once(Slot::B).await.expect("arms");
+    boot.settle(Slot::A).await.expect("settles");
+    assert_eq!(machine.power_on(false), "a", "disarmed");
+    boot.try_once(Slot::B).await.expect("arms");
+    assert_eq!(machine.power_on(true), "b");
+    boot.settle(Slot::A).await.expect("gives the trial up");
+    assert_eq!(machine.power_on(false), "a");
+    boot.try_once(Slot::B).await.expect("arms");
+    assert_eq!(machine.power_on(true), "b");
+    boot.commit(Slot::B).await.expect("commits");
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::B);
+    for _ in 0..5 {
+        assert_eq!(machine.power_on(false), "b", "committed");
+        boot.settle(Slot::B).await.expect("settles");
+    }
+    boot.try_once(Slot::A).await.expect("arms");
+    assert_eq!(machine.power_on(true), "a", "and back the same way");
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::B);
+}
+
+#[tokio::test]
+async fn grub_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
+    if !have("grub-editenv") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let machine = loader::Grub::new(&dir.path().join("grubenv"));
+    machine.set("saved_entry=slot-a");
+    machine.set("timeout=5");
+    let boot = BootConfig::Grub { environment: machine.environment.clone(), entries: grub::entries() };
+    trials(&*boot.adapter(), &machine).await;
+    assert!(machine.list().contains("timeout=5"), "what is not ours stays: {}", machine.list());
+}
+
+#[tokio::test]
+async fn grub_without_a_saved_entry_is_refused_with_the_command_that_sets_it() {
+    if !have("grub-editenv") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let machine = loader::Grub::new(&dir.path().join("grubenv"));
+    let boot =
+        BootConfig::Grub { environment: machine.environment.clone(), entries: grub::entries() }.adapter();
+    let error = boot.committed().await.expect_err("nothing is committed").to_string();
+    assert!(error.ends_with("grubenv set saved_entry=slot-a"), "{error}");
+}
+
+fn uboot(dir: &Path) -> (loader::Uboot, Box<dyn Boot>) {
+    let machine = loader::Uboot::new(dir);
+    let boot = BootConfig::Uboot { config: machine.config.clone(), attempts: 3 };
+    (machine, boot.adapter())
+}
+
+#[tokio::test]
+async fn uboot_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
+    if !have("fw_setenv") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (machine, boot) = uboot(dir.path());
+    trials(&*boot, &machine).await;
+    assert_eq!(machine.get("bootdelay").as_deref(), Some("2"), "what is not ours stays");
+}
+
+#[tokio::test]
+async fn uboot_boots_the_other_slot_when_the_committed_one_does_not_come_up_any_more() {
+    if !have("fw_setenv") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (machine, boot) = uboot(dir.path());
+    boot.commit(Slot::B).await.expect("commits");
+    // No agent starts, so nobody gives the tries back.
+    let boots: Vec<_> = (0..4).map(|_| machine.power_on(false)).collect();
+    assert_eq!(boots, ["b", "b", "b", "a"]);
+    assert_eq!(boot.committed().await.expect("a slot"), Slot::A, "what the next power cut brings");
+    boot.settle(Slot::A).await.expect("settles");
+    assert_eq!(machine.power_on(false), "a");
+    // But never one that is being overwritten.
+    boot.commit(Slot::B).await.expect("commits");
+    boot.forbid(Slot::A).expect("forbids");
+    boot.settle(Slot::B).await.expect("settles");
+    let boots: Vec<_> = (0..4).map(|_| machine.power_on(false)).collect();
+    assert_eq!(boots, ["b", "b", "b", "none"]);
+}
+
+#[tokio::test]
+async fn a_torn_write_of_a_redundant_uboot_environment_leaves_the_one_before() {
+    if !have("fw_setenv") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (machine, boot) = uboot(dir.path());
+    boot.try_once(Slot::B).await.expect("arms");
+    let before = machine.copies();
+    boot.commit(Slot::B).await.expect("commits");
+    let after = machine.copies();
+    assert_eq!((0..2).filter(|copy| before[*copy] != after[*copy]).count(), 1, "one of the two is written");
+    for cut in (0..=before[0].len()).step_by(512) {
+        // The write goes from the front, and the power ends it at a sector.
+        let torn = [0, 1].map(|copy| [&after[copy][..cut], &before[copy][cut..]].concat());
+        machine.restore(&torn);
+        let whole = torn == after;
+        let committed = boot.committed().await.expect("a slot");
+        assert_eq!(committed, if whole { Slot::B } else { Slot::A }, "cut at {cut}");
+    }
+}
+
+/// A Pi's first partition on a loop device, mounted.
+struct Pi {
+    machine: loader::Tryboot,
+    boot: Box<dyn Boot>,
+}
+
+fn pi(dir: &Path) -> Option<Pi> {
+    if !have("mkfs.vfat") || !have("mtype") || loader::kernel_has_fat() && !have_loop_devices() {
+        return None;
+    }
+    let machine = loader::Tryboot::new(dir);
+    let boot = BootConfig::Tryboot {
+        autoboot: machine.autoboot(),
+        partitions: pair(2, 3),
+        reboot_trial: tryboot::reboot(),
+        device_tree: machine.device_tree.clone(),
+    };
+    Some(Pi { machine, boot: boot.adapter() })
+}
+
+#[tokio::test]
+async fn a_pi_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(Pi { machine, boot }) = pi(dir.path()) else { return };
+    trials(&*boot, &machine).await;
+    assert_eq!(boot.running().expect("the firmware tells"), Some(Slot::A));
+}
+
+#[tokio::test]
+async fn whichever_sectors_of_a_commit_reach_the_card_of_a_pi_it_boots_the_old_slot_or_the_new_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(Pi { machine, boot }) = pi(dir.path()) else { return };
+    if !loader::kernel_has_fat() {
+        eprintln!("skipped: this kernel cannot mount FAT");
+        return;
+    }
+    // From here on the file is the agent's own.
+    boot.try_once(Slot::B).await.expect("arms");
+    let before = machine.image();
+    boot.commit(Slot::B).await.expect("commits");
+    let after = machine.image();
+    let changed: Vec<usize> =
+        (0..before.len()).step_by(512).filter(|at| before[*at..at + 512] != after[*at..at + 512]).collect();
+    assert!((1..=3).contains(&changed.len()), "a few sectors: {changed:?}");
+    let mut seen = [false; 2];
+    for subset in 0..1u32 << changed.len() {
+        let mut image = before.clone();
+        for (_, at) in changed.iter().enumerate().filter(|(bit, _)| subset & (1 << bit) != 0) {
+            image[*at..at + 512].copy_from_slice(&after[*at..at + 512]);
+        }
+        let path = dir.path().join("cut.img");
+        fs::write(&path, image).expect("writes");
+        match loader::autoboot(&path, false) {
+            Some(2) => seen[0] = true,
+            Some(3) => seen[1] = true,
+            other => panic!("sectors {subset:b} of {changed:?}: boots {other:?}"),
+        }
+    }
+    assert_eq!(seen, [true; 2]);
+}
+
+#[tokio::test]
+async fn a_commit_on_a_pi_changes_less_than_a_sector_of_a_file_that_stays_where_it_is() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(Pi { machine, boot }) = pi(dir.path()) else { return };
+    boot.try_once(Slot::B).await.expect("arms");
+    let file = || fs::metadata(machine.autoboot()).map(|file| (file.ino(), file.len())).expect("it is there");
+    let before = file();
+    assert!(before.1 <= 512);
+    for slot in [Slot::B, Slot::A, Slot::B] {
+        boot.commit(slot).await.expect("commits");
+        assert_eq!(file(), before);
+        assert_eq!(boot.committed().await.expect("a slot"), slot);
+    }
+}
+
+#[test]
+fn a_boot_section_says_which_loader_and_a_slot_must_not_be_both() {
+    let read = |text: &str| {
+        toml::from_str::<BootConfig>(text)
+            .map_err(|error| error.message().to_owned())
+            .and_then(|boot| boot.check().map(|()| boot).map_err(str::to_owned))
+    };
+    let grub = read("loader = 'grub'").expect("the defaults");
+    let environment = PathBuf::from("/boot/grub/grubenv");
+    assert_eq!(grub, BootConfig::Grub { environment, entries: pair("slot-a".into(), "slot-b".into()) });
+    assert!(read("loader = 'uboot'\nconfig = '/etc/fw_env.config'").is_ok());
+    assert!(read("loader = 'tryboot'\npartitions = { a = 2, b = 3 }").is_ok());
+    for (text, why) in [
+        ("loader = 'lilo'", "unknown variant `lilo`"),
+        ("loader = 'tryboot'", "missing field `partitions`"),
+        ("loader = 'tryboot'\npartitions = { a = 2, b = 2 }", "the same partition"),
+        ("loader = 'uboot'\nattempts = 0", "would never boot"),
+        ("loader = 'grub'\nentries = { a = 'x', b = 'y z' }", "letters, digits"),
+        ("loader = 'grub'\nentires = 1", "unknown field `entires`"),
+    ] {
+        let error = read(text).expect_err(text);
+        assert!(error.contains(why), "{text}: {error}");
+    }
+}
