@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Command;
 use crate::install::InstallError;
 
-pub(crate) use running::{Running, running};
+pub(crate) use running::{Running, running, same};
 
 /// A short step that borrows what it works on.
 pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, InstallError>> + 'a>>;

@@ -22,8 +22,10 @@ mod logs;
 mod metrics;
 mod notify;
 mod payload;
+mod probation;
 mod slots;
 mod status;
+mod watchdog;
 
 #[cfg(test)]
 #[path = "../tests/common/loader.rs"]
