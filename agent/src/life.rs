@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleetwave_agent_core::twin::Progress;
 use fleetwave_agent_core::{
-    Agent, Boot, Context, Durable, Effect, Event, FetchError, HealthError, Phase, Policy, ReleaseId,
-    Releases, State, grant, twin,
+    Agent, Boot, Context, Durable, Effect, Event, FetchError, HealthError, LockAnswer, Phase, Plan, Policy,
+    ReleaseId, Releases, State, grant, twin,
 };
 use fleetwave_protocol::{Instant, Now, Up, WallTime, rng};
 use hyper::Uri;
@@ -152,7 +152,7 @@ impl<'a> Life<'a> {
             Progress::Failed(release, code) => {
                 Ended::GivenUp { release: self.releases[release].id.to_string(), code }
             }
-            Progress::Idle(_) | Progress::Updating(_) => {
+            Progress::Idle(_) | Progress::Updating(..) => {
                 Ended::Settled { running: self.releases[self.agent.committed()].id.to_string() }
             }
         })
@@ -194,6 +194,18 @@ impl<'a> Life<'a> {
             Effect::AnswerGrant { accepted } => self.answer_grant(accepted),
             Effect::Fetch { release, offset } => self.fetch(release, offset),
             Effect::AbortFetch => self.work = None,
+            Effect::PauseFetch => {
+                self.work = None;
+                let durable =
+                    self.agent.in_flight().map_or(0, |release| self.store.stored(&self.releases[release]));
+                self.events.push_back(Event::FetchFailed { error: FetchError::Stopped, durable });
+            }
+            Effect::Plan { release, offset } => {
+                let plan = Plan::full(self.releases[release].size, offset);
+                self.events.push_back(Event::Planned(Ok(plan)));
+            }
+            Effect::AskLocks => self.events.push_back(Event::Locks(LockAnswer::Free)),
+            Effect::AnswerAbort { .. } => {}
             Effect::Discard => {
                 self.work = None;
                 if let Err(error) = self.store.discard() {
@@ -207,7 +219,7 @@ impl<'a> Life<'a> {
             Effect::Stage(release) => {
                 let staged = self.store.stage(&self.releases[release]);
                 let staged = staged.inspect_err(|error| tracing::error!(%error, "the slot cannot be filled"));
-                self.events.push_back(Event::Staged(staged.map_err(|error| storage_error(&error))));
+                self.events.push_back(Event::Staged(staged.map_err(|error| storage_error(&error).into())));
             }
             Effect::Persist(record) => {
                 let durable = self.journal.append(record, &self.releases);
@@ -248,7 +260,7 @@ impl<'a> Life<'a> {
 
     fn request_grant(&mut self, release: ReleaseId) {
         let release = &self.releases[release];
-        let request = grant::Request { id: release.id.to_string(), seq: release.sequence };
+        let request = grant::Request { id: release.id.to_string(), seq: release.sequence, target: None };
         let body = serde_json::to_vec(&request).expect("a request is JSON");
         self.send(&Up::Telemetry { properties: grant::PROPERTIES, body: &body });
     }

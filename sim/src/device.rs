@@ -258,7 +258,7 @@ impl Device {
         let is = |release| releases.same(status.running, release);
         let honest = match status.progress {
             // In mid-update the old release is still the one that boots, or has been until a moment ago.
-            Progress::Updating(_) => is(self.default) || self.other.is_some_and(is),
+            Progress::Updating(..) => is(self.default) || self.other.is_some_and(is),
             Progress::Idle(_) | Progress::Failed(..) => is(self.running()),
         };
         if !honest {

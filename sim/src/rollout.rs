@@ -2,6 +2,7 @@
 //! properties. Both engines take them from here, so that they roll out the same.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::{Backoff, Policy, ReleaseId, Releases, TrustRoot, Window, sign};
@@ -122,6 +123,9 @@ fn reference(release: &Release, digest: &[u8; 32], downgrade: bool) -> Map<Strin
 pub fn policy(agent: &model::Agent, group: &Group) -> Policy {
     let backoff =
         |backoff: model::Backoff| Backoff { first: backoff.first.duration(), max: backoff.max.duration() };
+    let window = group
+        .window
+        .map(|window| Window::daily(Duration::from_millis(window.opens.millis()), window.lasts.duration()));
     Policy {
         splay: agent.splay.duration(),
         request_timeout: agent.request_timeout.duration(),
@@ -134,10 +138,9 @@ pub fn policy(agent: &model::Agent, group: &Group) -> Policy {
         start_attempts: agent.start_attempts,
         probation_timeout: agent.probation_timeout.duration(),
         probation_needs_hub: agent.probation_needs_hub,
-        window: group.window.map(|window| Window {
-            opens: core::time::Duration::from_millis(window.opens.millis()),
-            lasts: window.lasts.duration(),
-        }),
+        // What was begun in the window is fetched to its end, and waits for the next one with its reboot.
+        download_window: window.map(|window| Window { grace: Duration::MAX, ..window }),
+        install_window: window,
         ..Policy::default()
     }
 }

@@ -1,9 +1,11 @@
-//! The machine. Its four parts have a file each: the connection to the hub ([`link`]), the update
-//! ([`update`]), its payload ([`download`]) and what is said about it ([`report`]). They meet in [`Agent::handle`].
+//! The machine. Its five parts have a file each: the connection to the hub ([`link`]), the update ([`update`]), when
+//! its steps may be taken ([`turn`]), its payload ([`download`]) and what is said about it ([`report`]). They meet in
+//! [`Agent::handle`].
 
 mod download;
 mod link;
 mod report;
+mod turn;
 mod update;
 
 use fleetwave_protocol::CounterRng;
@@ -13,7 +15,7 @@ use self::link::Link;
 use self::report::Reporting;
 use self::update::Step;
 use crate::twin::{Desired, Status};
-use crate::{Durable, Effect, Event, Policy, ReleaseId, Releases, State};
+use crate::{Durable, Effect, Event, Method, Policy, ReleaseId, Releases, State};
 
 /// What all devices of a group share, passed to each call.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,14 @@ pub struct Agent {
     tries: u8,
     /// Payloads that did not match.
     mismatches: u8,
+    /// How often the cloud side has put this update off.
+    postponed: u8,
+    /// How the payload is fetched, once that is known.
+    method: Option<Method>,
+    /// What is fetched was planned, where plans are made.
+    planned: bool,
+    /// The installation was begun in its window.
+    begun: bool,
     /// Reports since the last success.
     report_tries: u8,
     /// Nothing has come yet over the subscriptions, which may not be in force.
@@ -110,6 +120,10 @@ impl Agent {
             link_tries: 0,
             tries: 0,
             mismatches: 0,
+            postponed: 0,
+            method: None,
+            planned: false,
+            begun: false,
             report_tries: 0,
             unheard: false,
             shown: State::Idle,
@@ -159,13 +173,17 @@ impl Agent {
             Event::Desired { version, desired } => self.take_desired(turn, version, desired),
             Event::Reported { rid, status } => self.reported(turn, rid, status),
             Event::Grant { release, answer } => self.granted(turn, release, answer),
+            Event::Planned(result) => self.planned(turn, result),
             Event::FetchFailed { error, durable } => self.fetch_failed(turn, error, durable),
             Event::Fetched => self.fetched(turn),
             Event::Verified(result) => self.verified(turn, result),
             Event::Staged(result) => self.staged(turn, result),
+            Event::Locks(answer) => self.locks(turn, answer),
+            Event::NotActivated(error) => self.not_activated(turn, error),
             Event::Persisted(result) => self.persisted(turn, result),
             Event::Health(result) => self.health(turn, result),
             Event::SlotCommitted(result) => self.slot_committed(turn, result),
+            Event::Abort => self.abort(turn),
             Event::Timer => {}
         }
         // The machine may have slept past any of its deadlines, whatever woke it.

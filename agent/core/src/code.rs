@@ -51,8 +51,16 @@ result_codes! {
     SignatureInvalid = "signature_invalid", Failure;
     /// The sequence is below the committed one and the reference does not permit that.
     Downgrade = "downgrade", Failure;
+    /// The release is signed for another target than the one whose section of the twin asks for it.
+    WrongTarget = "wrong_target", Failure;
+    /// The release is signed for other types of devices.
+    Incompatible = "incompatible", Failure;
     /// The payload is larger than a slot.
     TooLarge = "too_large", Failure;
+    /// The update would cost, or has cost, more bytes than one update may.
+    OverUpdateCap = "over_update_cap", Failure;
+    /// The update would cost, or has cost, more bytes than are left to the device for this while.
+    OverWindowCap = "over_window_cap", Failure;
     /// The cloud side refused a link to the payload.
     GrantRefused = "grant_refused", Failure;
     /// The cloud side did not answer with a link, however often it was asked.
@@ -79,6 +87,18 @@ result_codes! {
     ReadOnly = "read_only", Failure;
     /// The device's storage failed.
     StorageFailed = "storage_failed", Failure;
+    /// The payload is what was signed, and not what the installer takes.
+    PayloadUnfit = "payload_unfit", Failure;
+    /// A command that the operator put before a step failed, or took too long.
+    HookFailed = "hook_failed", Failure;
+    /// A program that the installer needs failed, or took too long.
+    InstallFailed = "install_failed", Failure;
+    /// Whoever runs the release (a cluster, another updater, the service manager) refused it.
+    InstallRefused = "install_refused", Failure;
+    /// What runs on the device could not be interrupted in time.
+    LockTimeout = "lock_timeout", Failure;
+    /// Stopped on the device itself, or by a direct method: it is not begun again.
+    Aborted = "aborted", Failure;
     /// The same update was started too often without coming to an end: something resets the device.
     StartLoop = "start_loop", Failure;
     /// The new slot did not come up, as often as it was tried.

@@ -52,11 +52,14 @@ pub enum Event {
         /// What it said.
         answer: GrantAnswer,
     },
+    /// What [`Effect::Plan`] asked for.
+    Planned(Result<Plan, FetchError>),
     /// A download stopped before its end.
     FetchFailed {
         /// Why.
         error: FetchError,
-        /// Bytes from the start that would survive a power cut.
+        /// Bytes of the payload that would survive a power cut: from its start, unless it is put together from
+        /// chunks.
         durable: u64,
     },
     /// A download has come to its end; all bytes are durable.
@@ -64,13 +67,20 @@ pub enum Event {
     /// The payload was compared with what was signed.
     Verified(Result<(), VerifyError>),
     /// The payload was put into the inactive slot.
-    Staged(Result<(), StorageError>),
+    Staged(Result<(), InstallError>),
+    /// Whether what runs may be interrupted now.
+    Locks(LockAnswer),
+    /// What was staged could not be made to run, in place of the boot that [`Effect::RebootIntoCandidate`] asked
+    /// for: what is committed runs, untouched.
+    NotActivated(InstallError),
     /// The last [`Effect::Persist`] is durable, or can't be.
     Persisted(Result<(), StorageError>),
     /// The health checks of the release on trial ended.
     Health(Result<(), HealthError>),
     /// The running slot was made the default one, or can't be.
     SlotCommitted(Result<(), StorageError>),
+    /// Somebody on the device, or a direct method, wants the update under way to end.
+    Abort,
     /// The time of the last [`Effect::Wake`] has come.
     Timer,
 }
@@ -106,15 +116,25 @@ pub enum Effect {
         /// Whether it was taken.
         accepted: bool,
     },
-    /// Fetch the payload by the link of the last grant that was taken.
+    /// Find out what the rest of the payload will cost, by the links of the last grant that was taken, and how it is
+    /// to be fetched. Asked for only if the policy has caps, or the release a chunked archive.
+    Plan {
+        /// Of which release.
+        release: ReleaseId,
+        /// So many bytes of its payload are durable already.
+        offset: u64,
+    },
+    /// Fetch the payload by the link of the last grant that was taken; as planned, if a plan was asked for.
     Fetch {
         /// What is fetched.
         release: ReleaseId,
         /// From this byte: what lies before is durable already.
         offset: u64,
     },
-    /// Stop fetching; no event follows.
+    /// Stop planning or fetching; no event follows.
     AbortFetch,
+    /// Stop fetching for now: [`Event::FetchFailed`] with [`FetchError::Stopped`] says what is durable.
+    PauseFetch,
     /// Forget the bytes that were fetched.
     Discard,
     /// Compare the payload with size and digest of the release.
@@ -123,6 +143,8 @@ pub enum Effect {
     Stage(ReleaseId),
     /// Make the record durable.
     Persist(Record),
+    /// Ask whoever runs on the device whether it may be interrupted now.
+    AskLocks,
     /// Boot the inactive slot, once: if nothing commits it, the next boot is into the committed one again.
     RebootIntoCandidate,
     /// Boot the slot that boots by default.
@@ -131,6 +153,11 @@ pub enum Effect {
     CheckHealth,
     /// Make the running slot the default one.
     CommitSlot,
+    /// Answer whoever sent [`Event::Abort`].
+    AnswerAbort {
+        /// Whether there was an update under way that could still be ended.
+        taken: bool,
+    },
     /// Give an [`Event::Timer`] at this time; replaces the one before.
     Wake(Instant),
     /// Nothing to do: the update has entered this state, for whoever watches.
@@ -151,6 +178,65 @@ pub enum GrantAnswer {
     Refused,
 }
 
+/// How a payload is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// All of it.
+    Full,
+    /// What the device lacks, from a chunked archive.
+    Delta,
+}
+
+impl Method {
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Delta => "delta",
+        }
+    }
+
+    /// The method of a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Full, Self::Delta].into_iter().find(|method| method.name() == name)
+    }
+}
+
+/// What the rest of a download will cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// How it is fetched.
+    pub method: Method,
+    /// Bytes still to be fetched.
+    pub bytes: u64,
+    /// Requests for them.
+    pub requests: u32,
+    /// Bytes that this update has cost before, in all its attempts.
+    pub spent: u64,
+    /// Bytes that the device may still fetch for this while; [`u64::MAX`] without such a limit.
+    pub allowance: u64,
+}
+
+impl Plan {
+    /// To fetch all that is missing of a payload of `size` bytes, of which `durable` are there, and no limits.
+    #[must_use]
+    pub const fn full(size: u64, durable: u64) -> Self {
+        let bytes = size.saturating_sub(durable);
+        Self { method: Method::Full, bytes, requests: 1, spent: 0, allowance: u64::MAX }
+    }
+}
+
+/// Whether what runs on a device may be interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockAnswer {
+    /// Nobody minds.
+    Free,
+    /// Somebody is in the middle of something.
+    Held,
+}
+
 /// Why a download stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchError {
@@ -168,6 +254,12 @@ pub enum FetchError {
     Protocol,
     /// The device could not keep the bytes.
     Storage(StorageError),
+    /// The machine asked for it, by [`Effect::PauseFetch`].
+    Stopped,
+    /// This update has cost as many bytes as one may.
+    OverUpdateCap,
+    /// The device has fetched as much as it may for this while.
+    OverWindowCap,
 }
 
 impl FetchError {
@@ -179,7 +271,9 @@ impl FetchError {
             Self::NotFound => ResultCode::DownloadNotFound,
             Self::Busy(_) => ResultCode::DownloadThrottled,
             Self::Server => ResultCode::DownloadServerError,
-            Self::Interrupted => ResultCode::DownloadInterrupted,
+            Self::Interrupted | Self::Stopped => ResultCode::DownloadInterrupted,
+            Self::OverUpdateCap => ResultCode::OverUpdateCap,
+            Self::OverWindowCap => ResultCode::OverWindowCap,
             Self::Protocol => ResultCode::DownloadProtocol,
             Self::Storage(error) => error.code(),
         }
@@ -225,6 +319,41 @@ impl StorageError {
             Self::NoSpace => ResultCode::NoSpace,
             Self::ReadOnly => ResultCode::ReadOnly,
             Self::Failed => ResultCode::StorageFailed,
+        }
+    }
+}
+
+/// Why a release could not be installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallError {
+    /// The device's storage failed.
+    Storage(StorageError),
+    /// The payload is not what the installer takes.
+    Payload,
+    /// A command that the operator put before the step.
+    Hook,
+    /// A program that the installer needs.
+    Failed,
+    /// Whoever runs the release refused it.
+    Refused,
+}
+
+impl From<StorageError> for InstallError {
+    fn from(error: StorageError) -> Self {
+        Self::Storage(error)
+    }
+}
+
+impl InstallError {
+    /// The code with which an update ends that cannot get past this.
+    #[must_use]
+    pub const fn code(self) -> ResultCode {
+        match self {
+            Self::Storage(error) => error.code(),
+            Self::Payload => ResultCode::PayloadUnfit,
+            Self::Hook => ResultCode::HookFailed,
+            Self::Failed => ResultCode::InstallFailed,
+            Self::Refused => ResultCode::InstallRefused,
         }
     }
 }

@@ -21,6 +21,9 @@ pub struct Request {
     pub id: String,
     /// Its sequence.
     pub seq: u64,
+    /// The target that it is for; the firmware if that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 /// The cloud side's answer.
@@ -30,6 +33,9 @@ pub struct Answer {
     pub id: String,
     /// Its sequence, as in the request.
     pub seq: u64,
+    /// The target, as in the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// The link, or why there is none.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -43,6 +49,9 @@ pub enum Outcome {
     Granted {
         /// Where the payload is; the signature is part of it, so it is a secret.
         url: String,
+        /// Where its chunked archive is, if the release has one: a secret, too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        delta_url: Option<String>,
         /// When the link ends, in seconds since the Unix epoch.
         expires: u64,
     },
@@ -74,11 +83,16 @@ mod tests {
 
     #[test]
     fn an_answer_survives_json() {
-        let granted = Outcome::Granted { url: "http://127.0.0.1/fw?sig=x".into(), expires: 2_000_000_000 };
-        for outcome in [granted, Outcome::RetryAfter(30), Outcome::Refused("not desired".into())] {
-            let answer = Answer { id: "fw-2".into(), seq: 2, outcome };
-            let text = serde_json::to_string(&answer).expect("serialises");
-            assert_eq!(serde_json::from_str::<Answer>(&text).expect(&text), answer);
+        let url = "http://127.0.0.1/fw?sig=x";
+        let granted = |delta_url| Outcome::Granted { url: url.into(), delta_url, expires: 2_000_000_000 };
+        let refused = || Outcome::Refused("not desired".into());
+        for outcome in [granted(None), granted(Some(url.into())), Outcome::RetryAfter(30), refused()] {
+            for target in [None, Some("components.app".to_owned())] {
+                let answer = Answer { id: "fw-2".into(), seq: 2, target, outcome: outcome.clone() };
+                let text = serde_json::to_string(&answer).expect("serialises");
+                assert_eq!(serde_json::from_str::<Answer>(&text).expect(&text), answer);
+                assert_eq!(text.contains("target"), answer.target.is_some(), "{text}");
+            }
         }
     }
 }

@@ -26,13 +26,18 @@ mod journal;
 mod policy;
 mod release;
 pub mod twin;
+mod window;
 
 pub use agent::{Agent, Boot, Context};
 pub use code::ResultCode;
-pub use event::{Effect, Event, FetchError, GrantAnswer, HealthError, StorageError, VerifyError};
+pub use event::{
+    Effect, Event, FetchError, GrantAnswer, HealthError, InstallError, LockAnswer, Method, Plan,
+    StorageError, VerifyError,
+};
 pub use journal::{Durable, Pending, Phase, Record};
-pub use policy::{Backoff, Policy, Window};
-pub use release::{Release, ReleaseId, Releases, TrustRoot, sign};
+pub use policy::{AtDeadline, Backoff, Caps, Locks, Policy};
+pub use release::{Archive, FIRMWARE, Release, ReleaseId, Releases, TrustRoot, Unsigned, sign};
+pub use window::{Days, Place, Window};
 
 /// Where an agent's update stands.
 ///

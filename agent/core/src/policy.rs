@@ -5,6 +5,8 @@ use core::time::Duration;
 use fleetwave_protocol::CounterRng;
 use fleetwave_protocol::time::{WallTime, micros};
 
+use crate::Window;
+
 /// Limits and delays, shared by all devices of a group and passed to each call of the machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -30,8 +32,18 @@ pub struct Policy {
     pub probation_timeout: Duration,
     /// Whether the new release must reach the hub before it is committed.
     pub probation_needs_hub: bool,
-    /// When updates may start and reboot; at any time if `None`.
-    pub window: Option<Window>,
+    /// When payloads may be fetched; at any time if `None`.
+    pub download_window: Option<Window>,
+    /// When what runs may be replaced; at any time if `None`.
+    pub install_window: Option<Window>,
+    /// How far local time is ahead of UTC, in seconds. A driver keeps it up to date.
+    pub utc_offset: i32,
+    /// Whether, and for how long, those who run on the device are asked before it is interrupted.
+    pub locks: Option<Locks>,
+    /// What downloads may cost.
+    pub caps: Option<Caps>,
+    /// How often the cloud side may put one update off before it is given up.
+    pub postponements: u8,
     /// The largest payload that a slot takes.
     pub slot_size: u64,
 }
@@ -50,9 +62,24 @@ impl Default for Policy {
             start_attempts: 20,
             probation_timeout: Duration::from_secs(600),
             probation_needs_hub: true,
-            window: None,
+            download_window: None,
+            install_window: None,
+            utc_offset: 0,
+            locks: None,
+            caps: None,
+            postponements: 100,
             slot_size: 4 << 30,
         }
+    }
+}
+
+impl Policy {
+    /// The device's local time.
+    #[must_use]
+    pub fn local(&self, wall: WallTime) -> WallTime {
+        WallTime::from_unix_millis(
+            wall.as_unix_millis().saturating_add_signed(i64::from(self.utc_offset) * 1000),
+        )
     }
 }
 
@@ -83,46 +110,38 @@ impl Backoff {
     }
 }
 
-/// A daily maintenance window, in UTC.
+/// Whoever runs on the device may ask to be left alone for a while: how long the machine listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// When it opens, since midnight.
-    pub opens: Duration,
-    /// How long it stays open; a day or more is always.
-    pub lasts: Duration,
+pub struct Locks {
+    /// The pause before it asks again.
+    pub retry: Duration,
+    /// How long it goes on asking, since it first did in this life.
+    pub deadline: Duration,
+    /// What it does then.
+    pub at_deadline: AtDeadline,
 }
 
-impl Window {
-    const DAY: u64 = 86_400_000;
+/// What becomes of an update whose locks are held for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtDeadline {
+    /// It goes on, whoever it interrupts.
+    Proceed,
+    /// It is given up.
+    GiveUp,
+}
 
-    /// How long until it is open: zero if it is open now.
-    #[must_use]
-    pub fn wait(&self, wall: WallTime) -> Duration {
-        let opens = self.opens.as_millis() as u64 % Self::DAY;
-        let since_open = (wall.millis_of_day() + Self::DAY - opens) % Self::DAY;
-        if u128::from(since_open) < self.lasts.as_millis() {
-            Duration::ZERO
-        } else {
-            Duration::from_millis(Self::DAY - since_open)
-        }
-    }
+/// What downloads may cost; [`u64::MAX`] is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Bytes of one update, in all its attempts.
+    pub per_update: u64,
+    /// Bytes within what the driver takes for a while: a month, a day.
+    pub per_window: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const HOUR: u64 = 3_600_000;
-
-    #[test]
-    fn a_window_over_midnight_is_open_on_both_sides_of_it() {
-        let window = Window { opens: Duration::from_secs(22 * 3600), lasts: Duration::from_secs(4 * 3600) };
-        let wait = |hour: u64| window.wait(WallTime::from_unix_millis(20_000 * 24 * HOUR + hour * HOUR));
-        assert_eq!(wait(21), Duration::from_secs(3600));
-        assert_eq!(wait(22), Duration::ZERO);
-        assert_eq!(wait(1), Duration::ZERO);
-        assert_eq!(wait(2), Duration::from_secs(20 * 3600));
-    }
 
     #[test]
     fn pauses_grow_to_their_ceiling_and_spread_below_it() {

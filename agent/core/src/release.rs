@@ -35,18 +35,205 @@ pub struct Release {
     pub digest: [u8; 32],
     /// Whether a device may go down to it from a higher sequence.
     pub downgrade: bool,
+    /// What of a device it is for: `components.app`, say. The firmware if that is not said.
+    pub target: Option<Arc<str>>,
+    /// The types of devices that it is for; all of them if none is named.
+    pub compatible: Box<[Arc<str>]>,
+    /// The chunked archive of the same payload.
+    pub delta: Option<Archive>,
     /// Whether enough release keys have signed all of the above.
     pub trust: Result<(), ResultCode>,
+    /// Whether it is for the target and the type of device that the catalogue belongs to.
+    pub fit: Result<(), ResultCode>,
     /// The reference as it stood in the twin, so that a merge patch can be applied to it.
     reference: Map<String, Value>,
 }
 
+/// The target of a release that names none.
+pub const FIRMWARE: &str = "firmware";
+
 impl Release {
+    /// One that nobody may install: it came with the device, or its reference makes no sense.
+    fn unusable(id: &str, sequence: u64, reference: Map<String, Value>) -> Self {
+        Self {
+            id: id.into(),
+            sequence,
+            size: 0,
+            digest: [0; 32],
+            downgrade: false,
+            target: None,
+            compatible: Box::default(),
+            delta: None,
+            trust: Err(ResultCode::ReferenceMalformed),
+            fit: Ok(()),
+            reference,
+        }
+    }
+
     /// The reference as it stands in the twin, without signatures of its own making.
     #[must_use]
     pub fn reference(&self) -> &Map<String, Value> {
         &self.reference
     }
+}
+
+/// The chunked archive of a payload, as far as it is signed: its header holds the digest of each chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Archive {
+    /// Its size in bytes.
+    pub size: u64,
+    /// The size of its header, with which it begins.
+    pub header_size: u64,
+    /// The SHA-256 of its header.
+    pub header_digest: [u8; 32],
+}
+
+/// What is said of a release before anyone has signed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsigned<'a> {
+    /// Its name.
+    pub id: &'a str,
+    /// Its sequence.
+    pub sequence: u64,
+    /// The payload's size in bytes.
+    pub size: u64,
+    /// The payload's SHA-256.
+    pub digest: [u8; 32],
+    /// Whether a device may go down to it.
+    pub downgrade: bool,
+    /// What of a device it is for; the firmware if `None`.
+    pub target: Option<&'a str>,
+    /// The types of devices that it is for; all if there is none.
+    pub compatible: Vec<&'a str>,
+    /// The chunked archive of the same payload.
+    pub delta: Option<Archive>,
+}
+
+impl<'a> Unsigned<'a> {
+    /// A release of the firmware, for devices of any type.
+    #[must_use]
+    pub const fn new(id: &'a str, sequence: u64, size: u64, digest: [u8; 32]) -> Self {
+        Self {
+            id,
+            sequence,
+            size,
+            digest,
+            downgrade: false,
+            target: None,
+            compatible: Vec::new(),
+            delta: None,
+        }
+    }
+
+    /// Reads a reference as it stands in a twin; `None` if it lacks a member or has one of the wrong form.
+    fn read(reference: &'a Map<String, Value>) -> Option<Self> {
+        let release = Self {
+            id: reference.get("id")?.as_str().filter(|id| is_name(id))?,
+            sequence: reference.get("seq")?.as_u64()?,
+            size: reference.get("size")?.as_u64()?,
+            digest: parse_digest(reference.get("sha256")?.as_str()?)?,
+            downgrade: reference.get("downgrade").map_or(Some(false), Value::as_bool)?,
+            target: match reference.get("target") {
+                None => None,
+                Some(target) => Some(target.as_str().filter(|target| is_name(target))?),
+            },
+            compatible: match reference.get("compatible") {
+                None => Vec::new(),
+                Some(types) => {
+                    let types = types.as_array().filter(|types| (1..=MOST_TYPES).contains(&types.len()))?;
+                    types
+                        .iter()
+                        .map(|name| name.as_str().filter(|name| is_name(name)))
+                        .collect::<Option<_>>()?
+                }
+            },
+            delta: match reference.get("delta") {
+                None => None,
+                Some(archive) => Some(Archive::read(archive)?),
+            },
+        };
+        Some(release)
+    }
+
+    /// What is signed: every member that decides what a device does, in a form with one reading. The second form is
+    /// used only where it says more, so that agents that know the first alone take what they can.
+    #[must_use]
+    pub fn statement(&self) -> String {
+        let Self { id, sequence, size, downgrade, .. } = self;
+        let digest = Hex(&self.digest);
+        if self.target.is_none() && self.compatible.is_empty() && self.delta.is_none() {
+            return format!("fleetwave release 1\n{id}\n{sequence}\n{size}\n{digest}\n{downgrade}\n");
+        }
+        // No name is empty or has a line feed, so each line is what it stands for.
+        let mut text = format!("fleetwave release 2\n{id}\n{sequence}\n{size}\n{digest}\n{downgrade}\n");
+        text.push_str(self.target.unwrap_or_default());
+        text.push_str(&format!("\n{}\n", self.compatible.len()));
+        for name in &self.compatible {
+            text.push_str(name);
+            text.push('\n');
+        }
+        if let Some(Archive { size, header_size, header_digest }) = &self.delta {
+            text.push_str(&format!("{size} {header_size} {}", Hex(header_digest)));
+        }
+        text.push('\n');
+        text
+    }
+
+    /// The reference with these signatures, each a key's id and what it made of [`statement`](Self::statement), in
+    /// base64.
+    #[must_use]
+    pub fn with_signatures(&self, signatures: Map<String, Value>) -> Map<String, Value> {
+        let mut reference = Map::new();
+        reference.insert("id".into(), self.id.into());
+        reference.insert("seq".into(), self.sequence.into());
+        reference.insert("size".into(), self.size.into());
+        reference.insert("sha256".into(), Hex(&self.digest).to_string().into());
+        if self.downgrade {
+            reference.insert("downgrade".into(), true.into());
+        }
+        if let Some(target) = self.target {
+            reference.insert("target".into(), target.into());
+        }
+        if !self.compatible.is_empty() {
+            reference.insert("compatible".into(), self.compatible.clone().into());
+        }
+        if let Some(archive) = &self.delta {
+            let digest = Hex(&archive.header_digest).to_string();
+            let archive = serde_json::json!({
+                "size": archive.size, "header_size": archive.header_size, "header_sha256": digest,
+            });
+            reference.insert("delta".into(), archive);
+        }
+        reference.insert("sigs".into(), signatures.into());
+        reference
+    }
+
+    /// The reference, signed with each of `keys`.
+    #[must_use]
+    pub fn sign(&self, keys: &[(&str, &SigningKey)]) -> Map<String, Value> {
+        let statement = self.statement();
+        let sign = |key: &SigningKey| STANDARD.encode(key.sign(statement.as_bytes()).to_bytes());
+        self.with_signatures(keys.iter().map(|(name, key)| ((*name).to_owned(), sign(key).into())).collect())
+    }
+}
+
+impl Archive {
+    fn read(value: &Value) -> Option<Self> {
+        let archive = Self {
+            size: value.get("size")?.as_u64()?,
+            header_size: value.get("header_size")?.as_u64()?,
+            header_digest: parse_digest(value.get("header_sha256")?.as_str()?)?,
+        };
+        (archive.header_size <= archive.size).then_some(archive)
+    }
+}
+
+/// The most types of devices that a release can be for.
+const MOST_TYPES: usize = 64;
+
+/// Names stand in lines of what is signed.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 128 && !text.contains('\n')
 }
 
 /// The keys that may sign releases, and how many of them must.
@@ -84,12 +271,7 @@ impl TrustRoot {
     }
 }
 
-/// What is signed: every member that decides what a device does, in a form with one reading.
-fn statement(id: &str, sequence: u64, size: u64, digest: &[u8; 32], downgrade: bool) -> String {
-    format!("fleetwave release 1\n{id}\n{sequence}\n{size}\n{}\n{downgrade}\n", Hex(digest))
-}
-
-/// Makes the reference of a release, signed with each of `keys`.
+/// Makes the reference of a release of the firmware, signed with each of `keys`.
 #[must_use]
 pub fn sign(
     id: &str,
@@ -99,29 +281,16 @@ pub fn sign(
     downgrade: bool,
     keys: &[(&str, &SigningKey)],
 ) -> Map<String, Value> {
-    let statement = statement(id, sequence, size, digest, downgrade);
-    let signatures: Map<String, Value> = keys
-        .iter()
-        .map(|(name, key)| {
-            ((*name).to_owned(), STANDARD.encode(key.sign(statement.as_bytes()).to_bytes()).into())
-        })
-        .collect();
-    let mut reference = Map::new();
-    reference.insert("id".into(), id.into());
-    reference.insert("seq".into(), sequence.into());
-    reference.insert("size".into(), size.into());
-    reference.insert("sha256".into(), Hex(digest).to_string().into());
-    if downgrade {
-        reference.insert("downgrade".into(), true.into());
-    }
-    reference.insert("sigs".into(), signatures.into());
-    reference
+    Unsigned { downgrade, ..Unsigned::new(id, sequence, size, *digest) }.sign(keys)
 }
 
 /// The releases that a fleet knows, each once, however many devices refer to it.
 #[derive(Clone, Debug, Default)]
 pub struct Releases {
     trust: TrustRoot,
+    /// What of a device they are for; the firmware if `None`.
+    target: Option<Arc<str>>,
+    device_type: Option<Arc<str>>,
     entries: Vec<Release>,
 }
 
@@ -129,7 +298,14 @@ impl Releases {
     /// An empty catalogue; what is added to it is checked against `trust`, once.
     #[must_use]
     pub fn new(trust: TrustRoot) -> Self {
-        Self { trust, entries: Vec::new() }
+        Self { trust, target: None, device_type: None, entries: Vec::new() }
+    }
+
+    /// The same, for a `target` (`firmware`, `components.app`) of a device of this type: what is added from now on is
+    /// compared with them, too.
+    #[must_use]
+    pub fn fitting(self, target: &str, device_type: Option<&str>) -> Self {
+        Self { target: Some(target.into()), device_type: device_type.map(Into::into), ..self }
     }
 
     /// A release that devices run without having got it by an update: it has no payload and nobody signed it.
@@ -140,15 +316,7 @@ impl Releases {
         // A reference that says no more than this is malformed. It is not empty: an empty one in a twin must not
         // pass for a release that somebody runs.
         let reference = Map::from_iter([("id".into(), id.into()), ("seq".into(), sequence.into())]);
-        self.push(Release {
-            id: id.into(),
-            sequence,
-            size: 0,
-            digest: [0; 32],
-            downgrade: false,
-            trust: Err(ResultCode::ReferenceMalformed),
-            reference,
-        })
+        self.push(Release::unusable(id, sequence, reference))
     }
 
     /// The release of a reference in the twin; one that is already known is not checked again.
@@ -159,32 +327,37 @@ impl Releases {
         if let Some(index) = self.entries.iter().rposition(|release| release.reference == *reference) {
             return ReleaseId(index as u32);
         }
-        let id = reference.get("id").and_then(Value::as_str);
-        let sequence = reference.get("seq").and_then(Value::as_u64);
-        let size = reference.get("size").and_then(Value::as_u64);
-        let digest = reference.get("sha256").and_then(Value::as_str).and_then(parse_digest);
-        let downgrade = match reference.get("downgrade") {
-            None => Some(false),
-            Some(value) => value.as_bool(),
-        };
-        let trust = match (id, sequence, size, digest, downgrade) {
-            (Some(id), Some(sequence), Some(size), Some(digest), Some(downgrade))
-                if !id.is_empty() && id.len() <= 128 && !id.contains('\n') =>
-            {
-                let statement = statement(id, sequence, size, &digest, downgrade);
-                self.trust.check(&statement, reference.get("sigs"))
+        let release = match Unsigned::read(reference) {
+            Some(said) => Release {
+                id: said.id.into(),
+                sequence: said.sequence,
+                size: said.size,
+                digest: said.digest,
+                downgrade: said.downgrade,
+                target: said.target.map(Into::into),
+                compatible: said.compatible.iter().map(|name| (*name).into()).collect(),
+                delta: said.delta,
+                trust: self.trust.check(&said.statement(), reference.get("sigs")),
+                fit: self.fits(&said),
+                reference: reference.clone(),
+            },
+            None => {
+                let text = |name| reference.get(name).and_then(Value::as_str).unwrap_or_default();
+                let sequence = reference.get("seq").and_then(Value::as_u64).unwrap_or_default();
+                Release::unusable(text("id"), sequence, reference.clone())
             }
-            _ => Err(ResultCode::ReferenceMalformed),
         };
-        self.push(Release {
-            id: id.unwrap_or_default().into(),
-            sequence: sequence.unwrap_or_default(),
-            size: size.unwrap_or_default(),
-            digest: digest.unwrap_or_default(),
-            downgrade: downgrade.unwrap_or_default(),
-            trust,
-            reference: reference.clone(),
-        })
+        self.push(release)
+    }
+
+    fn fits(&self, said: &Unsigned<'_>) -> Result<(), ResultCode> {
+        if said.target.unwrap_or(FIRMWARE) != self.target.as_deref().unwrap_or(FIRMWARE) {
+            return Err(ResultCode::WrongTarget);
+        }
+        // A device that was not told its type takes only what is for all.
+        let compatible = said.compatible.is_empty()
+            || self.device_type.as_deref().is_some_and(|own| said.compatible.contains(&own));
+        if compatible { Ok(()) } else { Err(ResultCode::Incompatible) }
     }
 
     /// The first release with this name and sequence.

@@ -1,15 +1,22 @@
-//! The part of the device twin that the agent reads and writes: `firmware`, in desired and reported properties.
+//! The part of the device twin that the agent reads and writes: a section for each target, in desired and reported
+//! properties. The firmware's is `firmware`, a component's `components.NAME`, a workload's `workloads.NAME`.
 //!
 //! ```json
 //! desired   {"firmware": {"id": "fw-2", "seq": 2, "size": 65536, "sha256": "…", "sigs": {"k1": "…"}, "cancel": true}}
-//! reported  {"firmware": {"running": {"id": "fw-1", "seq": 1}, "state": "updating", "target": "fw-2", "code": null}}
+//! reported  {"firmware": {"running": {"id": "fw-1", "seq": 1}, "state": "updating", "target": "fw-2", "code": null,
+//!                         "plan": {"method": "full", "bytes": 65536, "requests": 1}}}
 //! ```
 //!
-//! Removing `firmware` from the desired properties, or setting `cancel`, stops an update that is under way.
+//! Removing a section from the desired properties, or setting `cancel`, stops an update that is under way. `plan` says
+//! what the update was going to cost when that became known.
+//!
+//! What a driver with several targets needs are [`read_section`], [`patch_section`], [`read_section_status`] and
+//! [`write_section`]; the other functions are these for the firmware of a device that has nothing else.
 
 use serde_json::{Map, Value, json};
 
-use crate::{ReleaseId, Releases, ResultCode};
+use crate::release::FIRMWARE;
+use crate::{Method, Plan, ReleaseId, Releases, ResultCode};
 
 /// What the desired properties ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,15 +40,18 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether both are reported in the same words: several references may bear one name, of which a report tells
-    /// no more than that.
+    /// Whether this, which was reported, says all that `other` would: several references may bear one name, of which a
+    /// report tells no more than that.
     #[must_use]
     pub fn reads_like(&self, other: &Self, releases: &Releases) -> bool {
         let named = |a: ReleaseId, b: ReleaseId| a == b || releases[a].id == releases[b].id;
         releases.same(self.running, other.running)
             && match (self.progress, other.progress) {
                 (Progress::Idle(a), Progress::Idle(b)) => a == b,
-                (Progress::Updating(a), Progress::Updating(b)) => named(a, b),
+                // What is not known yet is nothing to say.
+                (Progress::Updating(a, told), Progress::Updating(b, method)) => {
+                    named(a, b) && (method.is_none() || told == method)
+                }
                 (Progress::Failed(a, why), Progress::Failed(b, reason)) => named(a, b) && why == reason,
                 _ => false,
             }
@@ -53,8 +63,8 @@ impl Status {
 pub enum Progress {
     /// Nothing; how the last update ended that did not fail, if there was one.
     Idle(Option<ResultCode>),
-    /// Installing this release.
-    Updating(ReleaseId),
+    /// Installing this release, whose payload is fetched in this way, once that is known.
+    Updating(ReleaseId, Option<Method>),
     /// Has given this release up.
     Failed(ReleaseId, ResultCode),
 }
@@ -97,18 +107,30 @@ pub fn read_twin(body: &[u8], releases: &mut Releases) -> Result<TwinContent, Tw
     })
 }
 
-/// Reads the desired properties of a twin.
+/// Reads the desired properties of a twin, as far as they are about the firmware.
 #[must_use]
 pub fn read_desired(desired: &Map<String, Value>, releases: &mut Releases) -> Desired {
-    match desired.get("firmware") {
-        Some(Value::Object(firmware)) => read_firmware(firmware.clone(), releases),
+    read_section(desired, FIRMWARE, releases)
+}
+
+/// Reads the section of a target in desired properties.
+#[must_use]
+pub fn read_section(desired: &Map<String, Value>, section: &str, releases: &mut Releases) -> Desired {
+    let (outer, inner) = path(section);
+    let found = match (desired.get(outer), inner) {
+        (found, None) => found,
+        (Some(Value::Object(members)), Some(inner)) => members.get(inner),
+        (_, Some(_)) => None,
+    };
+    match found {
+        Some(Value::Object(reference)) => read_reference(reference.clone(), releases),
         Some(Value::Null) | None => Desired::Nothing,
         // Not even an object: a release that is refused as malformed, so that the device says so.
         Some(_) => Desired::Release(releases.intern(&Map::new())),
     }
 }
 
-/// Applies a patch of the desired properties to what was desired before; `None` if it is not about firmware.
+/// Applies a patch of the desired properties to what was desired before; `None` if it is not about the firmware.
 ///
 /// # Errors
 /// [`TwinError`] if it is not a JSON object.
@@ -117,13 +139,28 @@ pub fn read_patch(
     before: Desired,
     releases: &mut Releases,
 ) -> Result<Option<Desired>, TwinError> {
-    let mut patch: Map<String, Value> = serde_json::from_slice(body)?;
-    let Some(change) = patch.remove("firmware") else { return Ok(None) };
-    let Value::Object(change) = change else {
-        patch.insert("firmware".into(), change);
-        return Ok(Some(read_desired(&patch, releases)));
+    let patch: Map<String, Value> = serde_json::from_slice(body)?;
+    Ok(patch_section(&patch, FIRMWARE, before, releases))
+}
+
+/// Applies a patch of the desired properties to what was desired of a target before; `None` if the patch is not about
+/// it.
+#[must_use]
+pub fn patch_section(
+    patch: &Map<String, Value>,
+    section: &str,
+    before: Desired,
+    releases: &mut Releases,
+) -> Option<Desired> {
+    let (outer, inner) = path(section);
+    let change = match (patch.get(outer)?, inner) {
+        (Value::Object(members), Some(inner)) => members.get(inner)?,
+        // All sections of this kind go.
+        (_, Some(_)) => return Some(Desired::Nothing),
+        (change, None) => change,
     };
-    let mut firmware = match before {
+    let Value::Object(change) = change else { return Some(read_section(patch, section, releases)) };
+    let mut reference = match before {
         Desired::Nothing => Map::new(),
         Desired::Release(release) => releases[release].reference().clone(),
         Desired::Cancelled(release) => {
@@ -132,18 +169,26 @@ pub fn read_patch(
             reference
         }
     };
-    merge(&mut firmware, change);
-    Ok(Some(read_firmware(firmware, releases)))
+    merge(&mut reference, change.clone());
+    Some(read_reference(reference, releases))
 }
 
-fn read_firmware(mut firmware: Map<String, Value>, releases: &mut Releases) -> Desired {
-    let cancel = firmware.remove("cancel");
-    let release = releases.intern(&firmware);
+/// The two names of a section `components.app`, or the one of `firmware`.
+fn path(section: &str) -> (&str, Option<&str>) {
+    match section.split_once('.') {
+        Some((outer, inner)) => (outer, Some(inner)),
+        None => (section, None),
+    }
+}
+
+fn read_reference(mut reference: Map<String, Value>, releases: &mut Releases) -> Desired {
+    let cancel = reference.remove("cancel");
+    let release = releases.intern(&reference);
     if cancel == Some(Value::Bool(true)) { Desired::Cancelled(release) } else { Desired::Release(release) }
 }
 
 /// JSON merge patch (RFC 7396) of one object into another.
-fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
+pub fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
     for (key, value) in patch {
         match (value, into.get_mut(&key)) {
             (Value::Null, _) => {
@@ -165,7 +210,15 @@ fn merge(into: &mut Map<String, Value>, patch: Map<String, Value>) {
 /// Reads reported properties of the form that [`write_report`] writes.
 #[must_use]
 pub fn read_status(reported: &Value, releases: &Releases) -> Option<Status> {
-    let firmware = reported.get("firmware")?;
+    read_section_status(reported, FIRMWARE, releases)
+}
+
+/// Reads the section of a target in reported properties, if it is of the form that [`write_section`] writes.
+#[must_use]
+pub fn read_section_status(reported: &Value, section: &str, releases: &Releases) -> Option<Status> {
+    let (outer, inner) = path(section);
+    let firmware = reported.get(outer)?;
+    let firmware = inner.map_or(Some(firmware), |inner| firmware.get(inner))?;
     let running = firmware.get("running")?;
     let running = releases.find(running.get("id")?.as_str()?, running.get("seq")?.as_u64()?)?;
     let code = match firmware.get("code") {
@@ -178,30 +231,59 @@ pub fn read_status(reported: &Value, releases: &Releases) -> Option<Status> {
     };
     let progress = match (firmware.get("state")?.as_str()?, target, code) {
         ("idle", None, code) => Progress::Idle(code),
-        ("updating", Some(target), None) => Progress::Updating(target),
+        ("updating", Some(target), None) => {
+            let method = firmware.get("plan").and_then(|plan| plan.get("method")).and_then(Value::as_str);
+            Progress::Updating(target, method.and_then(Method::from_name))
+        }
         ("failed", Some(target), Some(code)) => Progress::Failed(target, code),
         _ => return None,
     };
     Some(Status { running, progress })
 }
 
-/// The merge patch that reports `status`: it sets every member that the agent reports, so that it says the same
-/// whatever was there before.
+/// The merge patch that reports `status` of a device's firmware.
 #[must_use]
 pub fn write_report(status: &Status, releases: &Releases) -> String {
+    Value::Object(write_section(status, None, FIRMWARE, releases)).to_string()
+}
+
+/// The merge patch that reports `status` of a target: it sets every member that the agent reports, so that it says the
+/// same whatever was there before. `plan` is the one that the driver made last, if it made one.
+#[must_use]
+pub fn write_section(
+    status: &Status,
+    plan: Option<&Plan>,
+    section: &str,
+    releases: &Releases,
+) -> Map<String, Value> {
     let running = &releases[status.running];
     let (state, target, code) = match status.progress {
         Progress::Idle(code) => ("idle", None, code),
-        Progress::Updating(target) => ("updating", Some(target), None),
+        Progress::Updating(target, _) => ("updating", Some(target), None),
         Progress::Failed(target, code) => ("failed", Some(target), Some(code)),
     };
-    json!({
-        "firmware": {
-            "running": {"id": &*running.id, "seq": running.sequence},
-            "state": state,
-            "target": target.map(|target| &*releases[target].id),
-            "code": code.map(ResultCode::name),
+    let plan = match (status.progress, plan) {
+        (Progress::Updating(_, Some(method)), Some(plan)) if plan.method == method => {
+            json!({"method": method.name(), "bytes": plan.bytes, "requests": plan.requests})
         }
-    })
-    .to_string()
+        // All of it, and nothing of it is there when an update begins.
+        (Progress::Updating(target, Some(Method::Full)), _) => {
+            json!({"method": Method::Full.name(), "bytes": releases[target].size, "requests": 1})
+        }
+        (Progress::Updating(_, Some(method)), _) => json!({"method": method.name()}),
+        _ => Value::Null,
+    };
+    let status = json!({
+        "running": {"id": &*running.id, "seq": running.sequence},
+        "state": state,
+        "target": target.map(|target| &*releases[target].id),
+        "code": code.map(ResultCode::name),
+        "plan": plan,
+    });
+    let (outer, inner) = path(section);
+    let status = match inner {
+        Some(inner) => Value::Object(Map::from_iter([(inner.to_owned(), status)])),
+        None => status,
+    };
+    Map::from_iter([(outer.to_owned(), status)])
 }

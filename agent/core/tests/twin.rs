@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleetwave_agent_core::twin::{self, Desired, Progress, Status};
-use fleetwave_agent_core::{Release, ReleaseId, Releases, ResultCode, TrustRoot};
+use fleetwave_agent_core::{Method, Release, ReleaseId, Releases, ResultCode, TrustRoot};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -16,9 +16,10 @@ fn catalogue() -> (Releases, Vec<ReleaseId>) {
 fn status() -> impl Strategy<Value = Status> {
     let id = || prop::sample::select(catalogue().1);
     let code = || prop::sample::select(ResultCode::ALL);
+    let method = || prop::sample::select(vec![None, Some(Method::Full), Some(Method::Delta)]);
     let progress = prop_oneof![
         prop::option::of(code()).prop_map(Progress::Idle),
-        id().prop_map(Progress::Updating),
+        (id(), method()).prop_map(|(release, method)| Progress::Updating(release, method)),
         (id(), code()).prop_map(|(release, code)| Progress::Failed(release, code)),
     ];
     (id(), progress).prop_map(|(running, progress)| Status { running, progress })

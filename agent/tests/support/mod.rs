@@ -45,8 +45,8 @@ impl Hooks for Cloud {
         let request: Request = serde_json::from_slice(message.body).expect("a grant request");
         let expires = WallTime::from_unix_millis(now.wall.as_unix_millis() + 3_600_000);
         let url = self.blobs.sign_url(&request.id, expires);
-        let outcome = Outcome::Granted { url, expires: expires.as_unix_secs() };
-        let answer = Answer { id: request.id, seq: request.seq, outcome };
+        let outcome = Outcome::Granted { url, delta_url: None, expires: expires.as_unix_secs() };
+        let answer = Answer { id: request.id, seq: request.seq, target: request.target, outcome };
         let payload = serde_json::to_vec(&answer).expect("an answer is JSON").into();
         replies.send(Reply::Method { name: METHOD.to_owned(), payload, timeout: PATIENCE });
     }

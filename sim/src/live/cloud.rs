@@ -59,7 +59,7 @@ impl Granter {
         let stream = self.world.fleet().rng(device, Purpose::Grant).next_u64();
         let latency = &self.world.scenario().grant.latency;
         let latency = latency.sample(&mut CounterRng::of(stream, self.answers));
-        (latency, Answer { id: request.id, seq: request.seq, outcome })
+        (latency, Answer { id: request.id, seq: request.seq, target: request.target, outcome })
     }
 
     /// Grants what the device's configuration asks it to install, and nothing else.
@@ -80,6 +80,7 @@ impl Granter {
         let expires = WallTime::from_unix_millis(now.as_unix_millis().saturating_add(ttl.as_millis() as u64));
         Outcome::Granted {
             url: self.blobs.sign_url(&blob_name(spec), expires),
+            delta_url: None,
             expires: expires.as_unix_secs(),
         }
     }

@@ -152,15 +152,16 @@ impl GrantTexts {
     pub(super) fn new(releases: &Releases, release: ReleaseId) -> Self {
         let (id, seq) = (releases[release].id.to_string(), releases[release].sequence);
         let json = |outcome| {
-            serde_json::to_vec(&Answer { id: id.clone(), seq, outcome }).expect("an answer is plain JSON")
+            serde_json::to_vec(&Answer { id: id.clone(), seq, target: None, outcome })
+                .expect("an answer is plain JSON")
         };
         // As long as the links of the embedded blob endpoint: path, expiry, permission, signature.
         let signature = "A".repeat(44);
         let url = format!("http://127.0.0.1:10000/{id}?se=1800000000&sp=r&sig={signature}");
-        let request = Request { id: id.clone(), seq };
+        let request = Request { id: id.clone(), seq, target: None };
         Self {
             request: serde_json::to_vec(&request).expect("a request is plain JSON"),
-            granted: json(Outcome::Granted { url, expires: 1_800_000_000 }),
+            granted: json(Outcome::Granted { url, delta_url: None, expires: 1_800_000_000 }),
             refused: json(Outcome::Refused("the twin does not ask for it".to_owned())),
         }
     }

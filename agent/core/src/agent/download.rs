@@ -7,7 +7,10 @@ use fleetwave_protocol::time::{Instant, WallTime};
 use super::update::{Step, Then};
 use super::{Agent, Turn};
 use crate::journal::Record;
-use crate::{Effect, FetchError, GrantAnswer, ReleaseId, ResultCode, State, StorageError, VerifyError};
+use crate::{
+    Effect, FetchError, GrantAnswer, InstallError, Plan, ReleaseId, ResultCode, State, StorageError,
+    VerifyError,
+};
 
 /// The longest pause that somebody else may ask for: a mistyped `Retry-After` must not park a device for good.
 const LONGEST_PAUSE: Duration = Duration::from_secs(86_400);
@@ -33,8 +36,13 @@ impl Agent {
                 self.fetch(turn);
             }
             GrantAnswer::Later(pause) => {
-                let until =
-                    turn.now.at + pause.min(LONGEST_PAUSE) + turn.cx.policy.retry.spread(0, &mut self.rng);
+                if self.postponed >= turn.cx.policy.postponements {
+                    self.give_up(turn, ResultCode::GrantTimeout);
+                    return;
+                }
+                let spread = turn.cx.policy.retry.spread(self.postponed, &mut self.rng);
+                self.postponed += 1;
+                let until = turn.now.at + pause.min(LONGEST_PAUSE) + spread;
                 self.enter(turn, Step::Backoff { until }, State::Backoff);
             }
             GrantAnswer::Refused => self.give_up(turn, ResultCode::GrantRefused),
@@ -43,12 +51,61 @@ impl Agent {
 
     fn fetch(&mut self, turn: &mut Turn<'_>) {
         let release = self.durable.pending.expect("a grant belongs to an update that was started").release;
-        self.enter(turn, Step::Downloading, State::Downloading);
+        let Some(until) = self.download_until(turn) else {
+            self.wait_to_download(turn, release);
+            return;
+        };
+        let priced = turn.cx.policy.caps.is_some() || turn.cx.releases[release].delta.is_some();
+        if priced && !self.planned {
+            self.enter(turn, Step::Planning, State::Granting);
+            turn.emit(Effect::Plan { release, offset: self.fetched });
+            return;
+        }
+        self.enter(turn, Step::Downloading { until }, State::Downloading);
         turn.emit(Effect::Fetch { release, offset: self.fetched });
     }
 
+    pub(super) fn planned(&mut self, turn: &mut Turn<'_>, result: Result<Plan, FetchError>) {
+        if self.step != Step::Planning {
+            return;
+        }
+        let plan = match result {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.stopped(turn, error);
+                return;
+            }
+        };
+        self.method = Some(plan.method);
+        if let Some(caps) = turn.cx.policy.caps {
+            if plan.spent.saturating_add(plan.bytes) > caps.per_update {
+                self.give_up(turn, ResultCode::OverUpdateCap);
+                return;
+            }
+            if plan.bytes > plan.allowance.min(caps.per_window) {
+                self.give_up(turn, ResultCode::OverWindowCap);
+                return;
+            }
+        }
+        self.planned = true;
+        self.fetch(turn);
+    }
+
+    /// The window of downloads is over, and so is its grace.
+    pub(super) fn pause_fetch(&mut self, turn: &mut Turn<'_>) {
+        self.step = Step::Downloading { until: Instant::NEVER };
+        turn.emit(Effect::PauseFetch);
+    }
+
+    /// Forgets the bytes that were fetched, and what they were planned to cost.
+    fn discard(&mut self, turn: &mut Turn<'_>) {
+        turn.emit(Effect::Discard);
+        self.fetched = 0;
+        self.planned = false;
+    }
+
     pub(super) fn fetch_failed(&mut self, turn: &mut Turn<'_>, error: FetchError, durable: u64) {
-        if self.step != Step::Downloading {
+        if !matches!(self.step, Step::Downloading { .. }) {
             return;
         }
         if durable > self.furthest {
@@ -56,7 +113,25 @@ impl Agent {
             self.tries = 0;
         }
         self.fetched = durable;
+        if error == FetchError::Protocol {
+            // Nothing says which bytes are right: begin again.
+            self.discard(turn);
+        }
+        self.stopped(turn, error);
+    }
+
+    /// Planning or fetching came to an end before its time.
+    fn stopped(&mut self, turn: &mut Turn<'_>, error: FetchError) {
         match error {
+            // The window is over. A try that brought nothing counts, however many windows it takes.
+            FetchError::Stopped if self.download_until(turn).is_none() => {
+                if self.tries >= turn.cx.policy.attempts {
+                    self.give_up(turn, error.code());
+                    return;
+                }
+                self.tries += 1;
+                self.go_on(turn);
+            }
             FetchError::Busy(pause) => {
                 self.failed(turn, error.code());
                 // The store knows best; its word is a lower bound.
@@ -68,16 +143,14 @@ impl Agent {
                 self.grant_expires = WallTime::default();
                 self.failed(turn, error.code());
             }
-            FetchError::Storage(StorageError::ReadOnly) => self.give_up(turn, error.code()),
-            FetchError::Protocol => {
-                // Nothing says which bytes are right: begin again.
-                turn.emit(Effect::Discard);
-                self.fetched = 0;
-                self.failed(turn, error.code());
-            }
-            FetchError::Server | FetchError::Interrupted | FetchError::Storage(_) => {
-                self.failed(turn, error.code());
-            }
+            FetchError::Storage(StorageError::ReadOnly)
+            | FetchError::OverUpdateCap
+            | FetchError::OverWindowCap => self.give_up(turn, error.code()),
+            FetchError::Server
+            | FetchError::Interrupted
+            | FetchError::Stopped
+            | FetchError::Protocol
+            | FetchError::Storage(_) => self.failed(turn, error.code()),
         }
     }
 
@@ -94,15 +167,26 @@ impl Agent {
 
     pub(super) fn give_up(&mut self, turn: &mut Turn<'_>, code: ResultCode) {
         let release = self.pending_release();
-        turn.emit(Effect::Discard);
-        self.fetched = 0;
+        self.discard(turn);
+        self.end(turn, release, code);
+    }
+
+    /// Stops whatever is under way for `release`, which nobody wants any more.
+    pub(super) fn stop(&mut self, turn: &mut Turn<'_>, release: ReleaseId, code: ResultCode) {
+        if matches!(self.step, Step::Planning | Step::Downloading { .. }) {
+            turn.emit(Effect::AbortFetch);
+        }
+        self.discard(turn);
         self.end(turn, release, code);
     }
 
     /// Gets what is still missing of the payload.
     pub(super) fn go_on(&mut self, turn: &mut Turn<'_>) {
-        if self.fetched >= turn.cx.releases[self.pending_release()].size {
+        let release = self.pending_release();
+        if self.fetched >= turn.cx.releases[release].size {
             self.verify(turn);
+        } else if self.download_until(turn).is_none() {
+            self.wait_to_download(turn, release);
         } else if self.grant_expires > turn.now.wall {
             self.fetch(turn);
         } else {
@@ -111,7 +195,7 @@ impl Agent {
     }
 
     pub(super) fn fetched(&mut self, turn: &mut Turn<'_>) {
-        if self.step == Step::Downloading {
+        if matches!(self.step, Step::Downloading { .. }) {
             let release = self.pending_release();
             self.fetched = turn.cx.releases[release].size;
             self.verify(turn);
@@ -129,6 +213,7 @@ impl Agent {
             return;
         }
         let Err(error) = result else {
+            self.begun = self.may_begin(turn);
             self.enter(turn, Step::Staging, State::Staging);
             turn.emit(Effect::Stage(self.pending_release()));
             return;
@@ -138,20 +223,19 @@ impl Agent {
         if self.mismatches >= turn.cx.policy.verify_attempts {
             self.give_up(turn, error.code());
         } else {
-            turn.emit(Effect::Discard);
-            self.fetched = 0;
+            self.discard(turn);
             self.failed(turn, error.code());
         }
     }
 
-    pub(super) fn staged(&mut self, turn: &mut Turn<'_>, result: Result<(), StorageError>) {
+    pub(super) fn staged(&mut self, turn: &mut Turn<'_>, result: Result<(), InstallError>) {
         if self.step != Step::Staging {
             return;
         }
         match result {
             Ok(()) => {
                 let release = self.pending_release();
-                self.persist(turn, Record::Staged(release), Then::WaitForReboot);
+                self.persist(turn, Record::Staged(release), Then::Activate);
             }
             Err(error) => self.give_up(turn, error.code()),
         }

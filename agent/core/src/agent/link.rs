@@ -44,7 +44,8 @@ impl Agent {
             // been asked on that one is not answered any more.
             self.reporting = Reporting::Quiet;
             self.link_lost();
-        } else if !matches!(self.link, Link::Connecting(_)) {
+        } else if self.link == Link::Off {
+            // Asked for or not: a machine that shares the connection of another has not.
             return;
         }
         // Versions are compared within a connection: a twin that was made anew begins at 1 again.

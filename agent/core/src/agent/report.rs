@@ -34,7 +34,7 @@ impl Agent {
     pub fn status(&self) -> Status {
         let progress = match (self.durable.pending, self.durable.last) {
             // One that is being reverted too: the outcome is told when the device is back.
-            (Some(pending), _) => Progress::Updating(pending.release),
+            (Some(pending), _) => Progress::Updating(pending.release, self.method),
             (None, Some((release, code))) if code.is_failure() => Progress::Failed(release, code),
             (None, last) => Progress::Idle(last.map(|(_, code)| code)),
         };

@@ -5,17 +5,22 @@ use core::time::Duration;
 use fleetwave_protocol::time::{Instant, WallTime, micros};
 
 use super::{Agent, Boot, Turn};
-use crate::journal::{Phase, Record};
+use crate::journal::{Pending, Phase, Record};
 use crate::twin::Desired;
-use crate::{Effect, HealthError, ReleaseId, ResultCode, State, StorageError};
+use crate::{Effect, HealthError, InstallError, Method, ReleaseId, ResultCode, State, StorageError};
 
 /// Where the update stands, with what that needs. [`State`] is its public face.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Nothing under way.
     Idle,
-    /// `release` waits for its turn to be started, or (when staged) to be booted.
+    /// `release` waits for its turn to be started, or for the next window in which bytes of it may be fetched.
     Deferred { release: ReleaseId, until: Instant },
+    /// Staged: waits for its turn to be booted. Whoever runs on the device is asked at the most until `ask_until`;
+    /// nobody was asked yet if that is never.
+    Staged { until: Instant, ask_until: Instant },
+    /// Has asked whoever runs on the device; no answer by `until` is as good as a refusal.
+    Asking { until: Instant, ask_until: Instant },
     /// Picked up after a cold start: goes on once the twin has been read.
     Resuming,
     /// A record is being made durable; `then` relies on it.
@@ -24,8 +29,10 @@ pub(super) enum Step {
     PersistPause { record: Record, then: Then, until: Instant },
     /// Wants a grant; asked for it if there is a deadline.
     Granting { until: Instant },
-    /// Bytes are coming.
-    Downloading,
+    /// What the payload will cost is being found out.
+    Planning,
+    /// Bytes are coming, until then at the most.
+    Downloading { until: Instant },
     /// Being verified.
     Verifying,
     /// Being put into the slot.
@@ -46,7 +53,7 @@ pub(super) enum Then {
     /// Ask for a grant.
     Grant,
     /// Boot the slot when that is allowed.
-    WaitForReboot,
+    Activate,
     /// Boot the slot now.
     Reboot,
     /// Go back to the committed slot.
@@ -59,6 +66,9 @@ impl Step {
     pub(super) fn deadline(self) -> Instant {
         match self {
             Self::Deferred { until, .. }
+            | Self::Staged { until, .. }
+            | Self::Asking { until, .. }
+            | Self::Downloading { until }
             | Self::PersistPause { until, .. }
             | Self::Granting { until }
             | Self::Backoff { until }
@@ -68,8 +78,32 @@ impl Step {
     }
 }
 
+impl Step {
+    /// Whether an update may be ended here because nobody wants it any more.
+    const fn may_be_left(self) -> bool {
+        match self {
+            Self::Idle
+            | Self::Resuming
+            | Self::Deferred { .. }
+            | Self::Staged { .. }
+            | Self::Asking { .. }
+            | Self::Granting { .. }
+            | Self::Planning
+            | Self::Downloading { .. }
+            | Self::Verifying
+            | Self::Staging
+            | Self::PersistPause { .. }
+            | Self::Backoff { .. } => true,
+            // From here on the slot decides: the next release waits for the end of this one.
+            Self::Persisting { .. } | Self::Rebooting | Self::Probation { .. } | Self::Committing => false,
+        }
+    }
+}
+
 impl Agent {
-    pub(super) fn in_flight(&self) -> Option<ReleaseId> {
+    /// What is being installed, or waits for its turn.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<ReleaseId> {
         match self.step {
             Step::Deferred { release, .. } => Some(release),
             _ => self.durable.pending.map(|pending| pending.release),
@@ -90,6 +124,7 @@ impl Agent {
         }
         let Some(pending) = pending else { return };
         let release = pending.release;
+        self.expect_method(turn, release);
         match pending.phase {
             // It could not be left, and the boot loader has made it the default one: that is how it is.
             Phase::Reverting(code) if runs_pending && code != ResultCode::CommitFailed => {
@@ -131,8 +166,8 @@ impl Agent {
     pub(super) fn advance(&mut self, turn: &mut Turn<'_>) {
         match self.step {
             Step::Resuming if self.is_online() => match self.durable.pending {
-                Some(pending) if matches!(pending.phase, Phase::Staged { .. }) => {
-                    self.wait_for_reboot(turn, pending.release);
+                Some(Pending { phase: Phase::Staged { .. }, .. }) => {
+                    self.wait_to_activate(turn, Instant::NEVER);
                 }
                 Some(pending) => self.persist(turn, Record::Started(pending.release), Then::Grant),
                 None => self.step = Step::Idle,
@@ -157,32 +192,14 @@ impl Agent {
             Desired::Release(release) => Some(release),
             Desired::Nothing | Desired::Cancelled(_) => None,
         };
-        let safe = match self.step {
-            Step::Idle
-            | Step::Resuming
-            | Step::Deferred { .. }
-            | Step::Granting { .. }
-            | Step::Downloading
-            | Step::Verifying
-            | Step::Staging
-            | Step::PersistPause { .. }
-            | Step::Backoff { .. } => true,
-            // From here on the slot decides: the next release waits for the end of this one.
-            Step::Persisting { .. } | Step::Rebooting | Step::Probation { .. } | Step::Committing => false,
-        };
-        if !safe {
+        if !self.step.may_be_left() {
             return;
         }
         match (self.in_flight(), wanted) {
             (Some(release), Some(wanted)) if turn.cx.releases.same(release, wanted) => {}
             (Some(release), wanted) => {
                 let code = if wanted.is_some() { ResultCode::Superseded } else { ResultCode::Cancelled };
-                if self.step == Step::Downloading {
-                    turn.emit(Effect::AbortFetch);
-                }
-                turn.emit(Effect::Discard);
-                self.fetched = 0;
-                self.end(turn, release, code);
+                self.stop(turn, release, code);
             }
             (None, Some(wanted)) => self.consider(turn, wanted),
             (None, None) => self.show(turn, State::Idle),
@@ -203,50 +220,44 @@ impl Agent {
             self.show(turn, State::Failed);
             return;
         }
-        let release = &releases[wanted];
-        let refusal = match release.trust {
-            Err(code) => Some(code),
-            Ok(()) if release.size > turn.cx.policy.slot_size => Some(ResultCode::TooLarge),
-            Ok(()) if release.sequence < releases[self.durable.committed].sequence && !release.downgrade => {
-                Some(ResultCode::Downgrade)
-            }
-            Ok(()) => None,
-        };
-        if let Some(code) = refusal {
+        if let Err(code) = self.acceptable(turn, wanted) {
             self.end(turn, wanted, code);
             return;
         }
         self.tries = 0;
         self.mismatches = 0;
+        self.postponed = 0;
         self.fetched = 0;
         self.furthest = 0;
+        self.planned = false;
+        self.begun = false;
+        self.expect_method(turn, wanted);
         let delay = self.rng.between(0, micros(turn.cx.policy.splay));
         let until = turn.now.at + Duration::from_micros(delay);
         self.enter(turn, Step::Deferred { release: wanted, until }, State::Deferred);
     }
 
-    /// How long until the maintenance window is open, with a random part of its length so that a fleet does not
-    /// start on the stroke.
-    fn window_wait(&mut self, turn: &Turn<'_>) -> Duration {
-        let Some(window) = turn.cx.policy.window else { return Duration::ZERO };
-        let wait = window.wait(turn.now.wall);
-        if wait.is_zero() {
-            return wait;
+    /// Whether the device may take `wanted`, and if not, why.
+    fn acceptable(&self, turn: &Turn<'_>, wanted: ReleaseId) -> Result<(), ResultCode> {
+        let (policy, release) = (turn.cx.policy, &turn.cx.releases[wanted]);
+        release.trust?;
+        release.fit?;
+        if release.size > policy.slot_size {
+            return Err(ResultCode::TooLarge);
         }
-        let spread = turn.cx.policy.splay.min(window.lasts / 2);
-        let spread = self.rng.between(0, micros(spread));
-        wait + Duration::from_micros(spread)
+        if release.sequence < turn.cx.releases[self.durable.committed].sequence && !release.downgrade {
+            return Err(ResultCode::Downgrade);
+        }
+        // Without a cheaper way its cost is known before anyone is asked.
+        if release.delta.is_none() && policy.caps.is_some_and(|caps| release.size > caps.per_update) {
+            return Err(ResultCode::OverUpdateCap);
+        }
+        Ok(())
     }
 
-    fn wait_for_reboot(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
-        let wait = self.window_wait(turn);
-        if wait.is_zero() {
-            self.enter(turn, Step::Rebooting, State::Rebooting);
-            self.persist(turn, Record::Booting(release), Then::Reboot);
-        } else {
-            let until = turn.now.at + wait;
-            self.enter(turn, Step::Deferred { release, until }, State::Deferred);
-        }
+    /// How `release` will be fetched, if there is but one way.
+    fn expect_method(&mut self, turn: &Turn<'_>, release: ReleaseId) {
+        self.method = turn.cx.releases[release].delta.is_none().then_some(Method::Full);
     }
 
     pub(super) fn step_deadline(&mut self, turn: &mut Turn<'_>) {
@@ -255,6 +266,9 @@ impl Agent {
         }
         match self.step {
             Step::Deferred { release, .. } => self.turn_has_come(turn, release),
+            Step::Staged { ask_until, .. } => self.wait_to_activate(turn, ask_until),
+            Step::Asking { ask_until, .. } => self.locked(turn, ask_until),
+            Step::Downloading { .. } => self.pause_fetch(turn),
             Step::PersistPause { record, then, .. } => self.persist(turn, record, then),
             Step::Granting { .. } => self.failed(turn, ResultCode::GrantTimeout),
             Step::Backoff { .. } => self.go_on(turn),
@@ -266,18 +280,11 @@ impl Agent {
         }
     }
 
-    fn turn_has_come(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
-        if self.durable.pending.is_some_and(|pending| matches!(pending.phase, Phase::Staged { .. })) {
-            self.wait_for_reboot(turn, release);
-            return;
-        }
-        let wait = self.window_wait(turn);
-        if wait.is_zero() {
-            // Whatever an earlier update left behind: after a cold start it would pass for bytes of this one.
-            turn.emit(Effect::Discard);
-            self.persist(turn, Record::Started(release), Then::Grant);
-        } else {
-            self.step = Step::Deferred { release, until: turn.now.at + wait };
+    pub(super) fn abort(&mut self, turn: &mut Turn<'_>) {
+        let release = self.in_flight().filter(|_| self.step.may_be_left());
+        turn.emit(Effect::AnswerAbort { taken: release.is_some() });
+        if let Some(release) = release {
+            self.stop(turn, release, ResultCode::Aborted);
         }
     }
 
@@ -323,8 +330,8 @@ impl Agent {
         match then {
             Then::Grant => self.go_on(turn),
             // Not straight into the reboot: this is the last moment at which the update can be called off.
-            Then::WaitForReboot => {
-                self.step = Step::Deferred { release: self.pending_release(), until: turn.now.at };
+            Then::Activate => {
+                self.step = Step::Staged { until: turn.now.at, ask_until: Instant::NEVER };
             }
             Then::Reboot => {
                 self.step = Step::Rebooting;
@@ -350,6 +357,14 @@ impl Agent {
     pub(super) fn revert(&mut self, turn: &mut Turn<'_>, release: ReleaseId, code: ResultCode) {
         self.enter(turn, Step::Rebooting, State::RollingBack);
         self.persist(turn, Record::Reverting(release, code), Then::Revert);
+    }
+
+    /// What was staged could not be made to run; what is committed does, as if nothing had been tried.
+    pub(super) fn not_activated(&mut self, turn: &mut Turn<'_>, error: InstallError) {
+        let pending = self.durable.pending;
+        if self.step == Step::Rebooting && pending.is_some_and(|p| matches!(p.phase, Phase::Staged { .. })) {
+            self.give_up(turn, error.code());
+        }
     }
 
     // Trial.

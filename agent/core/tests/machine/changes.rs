@@ -124,8 +124,9 @@ fn second_of_day(world: &World, effect: impl Fn(&Effect) -> bool) -> u64 {
 
 fn with_window(opens: u64, lasts: u64) -> World {
     let mut world = World::new(4);
-    let (opens, lasts) = (Duration::from_secs(opens), Duration::from_secs(lasts));
-    world.policy.window = Some(Window { opens, lasts });
+    let window = Window::daily(Duration::from_secs(opens), Duration::from_secs(lasts));
+    world.policy.download_window = Some(Window { grace: Duration::MAX, ..window });
+    world.policy.install_window = Some(window);
     world.desire(reference("fw-2", 2, false));
     world
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fleetwave_agent_core::{Effect, FetchError, GrantAnswer, ResultCode, StorageError, sign};
+use fleetwave_agent_core::{
+    AtDeadline, Caps, Effect, FetchError, GrantAnswer, InstallError, LockAnswer, Locks, Plan, ResultCode,
+    StorageError, Unsigned, sign,
+};
 use serde_json::{Map, Value, json};
 
 use crate::cuts::STORIES;
-use crate::world::{Cut, Fetching, Happening, World, key, reference};
+use crate::world::{Cut, Fetching, Happening, SIZE, World, key, reference};
 
 /// What goes wrong, and with what reference.
 type Case = (ResultCode, fn(&mut World) -> Map<String, Value>);
@@ -16,13 +19,17 @@ fn genuine() -> Map<String, Value> {
     reference("fw-2", 2, false)
 }
 
+fn unsigned() -> Unsigned<'static> {
+    Unsigned::new("fw-2", 2, SIZE, [2; 32])
+}
+
 fn downloads_fail(world: &mut World, error: FetchError) -> Map<String, Value> {
     world.script.fetches.extend([Fetching::Fails(0, error); 40]);
     genuine()
 }
 
-fn staging_fails(world: &mut World, error: StorageError) -> Map<String, Value> {
-    world.script.stage.push_back(error);
+fn staging_fails(world: &mut World, error: impl Into<InstallError>) -> Map<String, Value> {
+    world.script.stage.push_back(error.into());
     genuine()
 }
 
@@ -79,6 +86,37 @@ const CASES: &[Case] = &[
     (ResultCode::NoSpace, |world| staging_fails(world, StorageError::NoSpace)),
     (ResultCode::ReadOnly, |world| staging_fails(world, StorageError::ReadOnly)),
     (ResultCode::StorageFailed, |world| staging_fails(world, StorageError::Failed)),
+    (ResultCode::WrongTarget, |_| {
+        Unsigned { target: Some("components.app"), ..unsigned() }.sign(&[("k1", &key(1))])
+    }),
+    (ResultCode::Incompatible, |_| {
+        Unsigned { compatible: vec!["pi-5"], ..unsigned() }.sign(&[("k1", &key(1))])
+    }),
+    (ResultCode::OverUpdateCap, |world| {
+        world.policy.caps = Some(Caps { per_update: SIZE - 1, per_window: u64::MAX });
+        genuine()
+    }),
+    (ResultCode::OverWindowCap, |world| {
+        world.policy.caps = Some(Caps { per_update: SIZE, per_window: SIZE });
+        world.script.plans.push_back(Ok(Plan { allowance: SIZE - 1, ..Plan::full(SIZE, 0) }));
+        genuine()
+    }),
+    (ResultCode::PayloadUnfit, |world| staging_fails(world, InstallError::Payload)),
+    (ResultCode::InstallFailed, |world| staging_fails(world, InstallError::Failed)),
+    (ResultCode::InstallRefused, |world| staging_fails(world, InstallError::Refused)),
+    (ResultCode::HookFailed, |world| {
+        world.script.activate.push_back(InstallError::Hook);
+        genuine()
+    }),
+    (ResultCode::LockTimeout, |world| {
+        let (retry, deadline) = (Duration::from_secs(60), Duration::from_secs(600));
+        world.policy.locks = Some(Locks { retry, deadline, at_deadline: AtDeadline::GiveUp });
+        world.script.locks.extend([Some(LockAnswer::Held); 40]);
+        genuine()
+    }),
+    (ResultCode::Aborted, |world| {
+        happens_at(world, |effect| matches!(effect, Effect::Verify(_)), Happening::Abort)
+    }),
     (ResultCode::StartLoop, |world| {
         world.policy.start_attempts = 1;
         happens_at(world, |effect| matches!(effect, Effect::Fetch { .. }), Happening::Cut(Cut::Before))

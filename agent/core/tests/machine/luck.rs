@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleetwave_agent_core::{FetchError, GrantAnswer, StorageError};
+use fleetwave_agent_core::{FetchError, GrantAnswer, Method, Plan, StorageError};
 use fleetwave_protocol::CounterRng;
 use fleetwave_protocol::time::{Instant, WallTime};
 
@@ -51,6 +51,19 @@ impl Luck {
     /// The hub's answer to a request if it is not a good one: none, or a bad status.
     pub(crate) fn answer(&mut self, now: Instant) -> Option<Option<u16>> {
         self.strikes(now, 4).then(|| [None, Some(400), Some(429), Some(500), Some(503)][self.pick(5)])
+    }
+
+    pub(crate) fn planning(&mut self, now: Instant) -> Option<Result<Plan, FetchError>> {
+        self.strikes(now, 4).then(|| {
+            let method = Method::Delta;
+            [
+                Err(FetchError::Server),
+                Err(FetchError::NotFound),
+                Err(FetchError::Protocol),
+                Ok(Plan { method, bytes: SIZE / 8, requests: 3, spent: 0, allowance: u64::MAX }),
+                Ok(Plan { method, bytes: SIZE / 8, requests: 3, spent: u64::MAX, allowance: 1 }),
+            ][self.pick(5)]
+        })
     }
 
     pub(crate) fn granting(&mut self, now: Instant) -> Option<Option<GrantAnswer>> {

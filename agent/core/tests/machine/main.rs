@@ -14,6 +14,6 @@ mod random;
 mod world;
 
 #[test]
-fn a_device_fits_in_256_bytes() {
-    assert!(size_of::<fleetwave_agent_core::Agent>() <= 256);
+fn a_device_fits_in_176_bytes() {
+    assert!(size_of::<fleetwave_agent_core::Agent>() <= 176, "{}", size_of::<fleetwave_agent_core::Agent>());
 }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use fleetwave_agent_core::twin::{Desired, Progress, Status};
 use fleetwave_agent_core::{
-    Agent, Boot, Context, Durable, Effect, Event, FetchError, GrantAnswer, HealthError, Phase, Policy,
-    Record, ReleaseId, Releases, ResultCode, StorageError, VerifyError,
+    Agent, AtDeadline, Boot, Caps, Context, Days, Durable, Effect, Event, FetchError, GrantAnswer,
+    HealthError, InstallError, LockAnswer, Locks, Method, Phase, Plan, Policy, Record, ReleaseId, Releases,
+    ResultCode, StorageError, VerifyError, Window,
 };
 use fleetwave_protocol::time::{Instant, Now, WallTime};
 use proptest::prelude::*;
@@ -153,6 +154,8 @@ fn event() -> impl Strategy<Value = Event> {
         FetchError::Interrupted,
         FetchError::Protocol,
         FetchError::Storage(StorageError::ReadOnly),
+        FetchError::Stopped,
+        FetchError::OverWindowCap,
     ]);
     let answer = prop_oneof![
         3 => any::<u64>().prop_map(|at| GrantAnswer::Granted { expires: WallTime::from_unix_millis(at) }),
@@ -174,7 +177,12 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (error, any::<u64>()).prop_map(|(error, durable)| Event::FetchFailed { error, durable }),
         8 => Just(Event::Fetched),
         8 => verified.prop_map(Event::Verified),
-        8 => storage().prop_map(Event::Staged),
+        8 => storage().prop_map(|result| Event::Staged(result.map_err(Into::into))),
+        1 => installing().prop_map(|error| Event::Staged(Err(error))),
+        1 => installing().prop_map(Event::NotActivated),
+        8 => prop::sample::select(vec![LockAnswer::Free, LockAnswer::Held]).prop_map(Event::Locks),
+        8 => plan().prop_map(Event::Planned),
+        1 => Just(Event::Abort),
         20 => storage().prop_map(Event::Persisted),
         4 => prop::sample::select(vec![Ok(()), Err(HealthError)]).prop_map(Event::Health),
         4 => storage().prop_map(Event::SlotCommitted),
@@ -182,9 +190,52 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn installing() -> impl Strategy<Value = InstallError> {
+    prop::sample::select(vec![
+        InstallError::Payload,
+        InstallError::Hook,
+        InstallError::Failed,
+        InstallError::Refused,
+        InstallError::Storage(StorageError::ReadOnly),
+    ])
+}
+
+fn plan() -> impl Strategy<Value = Result<Plan, FetchError>> {
+    let method = prop::sample::select(vec![Method::Full, Method::Delta]);
+    let number = || prop_oneof![4 => 0..100_000u64, 1 => any::<u64>()];
+    let plan = (method, number(), any::<u32>(), number(), number()).prop_map(
+        |(method, bytes, requests, spent, allowance)| Plan { method, bytes, requests, spent, allowance },
+    );
+    prop_oneof![4 => plan.prop_map(Ok), 1 => Just(Err(FetchError::OverUpdateCap)), 1 => Just(Err(FetchError::Server))]
+}
+
+/// One of the policies that use everything, or nothing, of what is optional.
+fn policy(seed: u64) -> Policy {
+    let policy = Policy { splay: Duration::from_secs(60), ..Policy::default() };
+    if seed.is_multiple_of(2) {
+        return policy;
+    }
+    let window = Window {
+        days: Days::ALL,
+        opens: Duration::from_secs(seed % 86_400),
+        lasts: Duration::from_secs(1 + seed / 7 % 86_400),
+        grace: Duration::from_secs(seed / 3 % 900),
+    };
+    let at_deadline = if seed % 4 == 1 { AtDeadline::Proceed } else { AtDeadline::GiveUp };
+    let (retry, deadline) = (Duration::from_secs(60), Duration::from_secs(seed / 5 % 7_200));
+    Policy {
+        download_window: seed.is_multiple_of(3).then_some(window),
+        install_window: (seed % 5 < 2).then_some(window),
+        utc_offset: (seed % 50_400) as i32,
+        locks: Some(Locks { retry, deadline, at_deadline }),
+        caps: (seed % 7 < 3).then_some(Caps { per_update: 100_000, per_window: 1_000_000 }),
+        ..policy
+    }
+}
+
 fn feed(seed: u64, events: &[(u64, Event)]) {
     let releases = releases();
-    let policy = Policy { splay: Duration::from_secs(60), ..Policy::default() };
+    let policy = policy(seed);
     let cx = Context { policy: &policy, releases: &releases };
     let (first, _) = releases.iter().next().expect("fw-1");
     let mut agent = Agent::new(seed, first);

@@ -2,7 +2,7 @@
 
 use fleetwave_agent_core::grant::{PROPERTIES, Request};
 use fleetwave_agent_core::twin::{self, Status};
-use fleetwave_agent_core::{Context, Effect, Event, ReleaseId, State};
+use fleetwave_agent_core::{Context, Effect, Event, LockAnswer, Plan, ReleaseId, State};
 use fleetwave_protocol::{Instant, Now, Up};
 
 use super::hub_side::GrantUnderWay;
@@ -86,7 +86,11 @@ impl Shard {
             Effect::RequestGrant { release } => self.request_grant(index, at, release),
             Effect::AnswerGrant { accepted } => self.answer_grant(index, at, accepted),
             Effect::Fetch { release, offset } => self.fetch(index, release, offset, inbox),
+            Effect::Plan { release, offset } => {
+                inbox.push(Event::Planned(Ok(Plan::full(self.releases[release].size, offset))));
+            }
             Effect::AbortFetch => self.stop_fetching(index),
+            Effect::PauseFetch => self.interrupt_fetching(index),
             Effect::Discard => self.discard(index),
             Effect::Verify(release) => {
                 let size = self.releases[release].size;
@@ -119,6 +123,9 @@ impl Shard {
                 self.work(index, at, Work::Health, span);
             }
             Effect::CommitSlot => return self.commit(index, inbox),
+            Effect::AskLocks => inbox.push(Event::Locks(LockAnswer::Free)),
+            // Nobody aborts here.
+            Effect::AnswerAbort { .. } => {}
             Effect::Wake(wake) => {
                 let slot = &mut self.slots[index as usize];
                 slot.wake = wake;
@@ -254,7 +261,7 @@ impl Shard {
             self.meter.grant_requested();
         }
         let release = &self.releases[release];
-        let request = Request { id: release.id.to_string(), seq: release.sequence };
+        let request = Request { id: release.id.to_string(), seq: release.sequence, target: None };
         let body = serde_json::to_vec(&request).expect("a request is JSON");
         let message = Up::Telemetry { properties: PROPERTIES, body: &body };
         match &mut self.outside {

@@ -397,7 +397,7 @@ impl Shard {
             Work::Stage(release) => {
                 let who = self.who(index);
                 let result = self.slots[index as usize].hardware.end_stage(&self.world, who, release);
-                self.tell(index, Event::Staged(result));
+                self.tell(index, Event::Staged(result.map_err(Into::into)));
             }
             Work::Health => {
                 let who = self.who(index);

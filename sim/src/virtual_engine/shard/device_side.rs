@@ -2,7 +2,8 @@
 
 use fleetwave_agent_core::twin::{Desired, Status};
 use fleetwave_agent_core::{
-    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, Record, ReleaseId, State, VerifyError,
+    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, LockAnswer, Plan, Record, ReleaseId,
+    State, VerifyError,
 };
 use fleetwave_protocol::time::micros;
 use std::time::Duration;
@@ -138,7 +139,7 @@ impl Shard {
                 let release = ReleaseIdOf(event.a).get(env);
                 let device = &mut self.devices[usize::from(index)];
                 let result = device.hardware.end_stage(env.world(), who, release);
-                self.tell(index, at, AgentEvent::Staged(result), env, worker);
+                self.tell(index, at, AgentEvent::Staged(result.map_err(Into::into)), env, worker);
             }
             Kind::Health => {
                 let who = self.who(index);
@@ -235,7 +236,11 @@ impl Shard {
                 }
             }
             Effect::Fetch { release, offset } => self.fetch(index, at, release, offset, env, worker),
+            Effect::Plan { release, offset } => {
+                inbox.push(AgentEvent::Planned(Ok(Plan::full(self.releases[release].size, offset))));
+            }
             Effect::AbortFetch => self.stop_fetching(index, at, worker),
+            Effect::PauseFetch => self.cut_download(index, at, 0, worker),
             Effect::Discard => {
                 device.hardware.discard();
                 self.stop_fetching(index, at, worker);
@@ -286,6 +291,9 @@ impl Shard {
                 }
                 inbox.push(AgentEvent::SlotCommitted(result));
             }
+            Effect::AskLocks => inbox.push(AgentEvent::Locks(LockAnswer::Free)),
+            // Nobody aborts here.
+            Effect::AnswerAbort { .. } => {}
             Effect::Wake(wake) => {
                 device.wake = wake.as_micros();
                 self.arm_timer(index, at);

@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fleetwave_agent_core::{
-    Boot, Durable, Effect, Event, FetchError, HealthError, Record, StorageError, VerifyError,
+    Boot, Durable, Effect, Event, FetchError, HealthError, InstallError, LockAnswer, Plan, Record,
+    StorageError, VerifyError,
 };
 
 use super::script::{Cut, Fetching, Happening, Item, Payload, Slot, Work};
 use super::{NET, REBOOT, World};
 use crate::coverage::Cause;
+
+/// How long a download takes, whatever is missing.
+const FETCH: Duration = Duration::from_secs(20);
 
 impl World {
     pub(super) fn boot(&mut self) {
@@ -98,6 +102,7 @@ impl World {
                 Happening::Desire(firmware) => self.desire(firmware),
                 Happening::Cancel => self.cancel(),
                 Happening::Remove => self.remove(),
+                Happening::Abort => self.push(Duration::ZERO, Item::Device(Event::Abort)),
                 Happening::Drop => self.drop_link(),
             }
         }
@@ -171,9 +176,31 @@ impl World {
                 let outcome = self.script.fetches.pop_front().unwrap_or_else(|| {
                     self.luck.as_mut().map_or(Fetching::Whole, |luck| luck.fetching(self.now.at))
                 });
-                self.work(Duration::from_secs(20), Work::Fetch(release, offset, outcome));
+                self.fetching = Some((release, offset, self.now.at));
+                self.work(FETCH, Work::Fetch(release, offset, outcome));
             }
             Effect::AbortFetch => self.work += 1,
+            Effect::PauseFetch => {
+                let (release, offset, began) = self.fetching.take().expect("something is being fetched");
+                let missing = self.releases[release].size - offset;
+                let more = missing * self.now.at.since(began).as_millis() as u64 / FETCH.as_millis() as u64;
+                self.work += 1;
+                self.work(NET, Work::Fetch(release, offset, Fetching::Fails(more, FetchError::Stopped)));
+            }
+            Effect::Plan { release, offset } => {
+                let unlucky = self.luck.as_mut().and_then(|luck| luck.planning(self.now.at));
+                let plan = self.script.plans.pop_front().or(unlucky);
+                let plan = plan.unwrap_or(Ok(Plan::full(self.releases[release].size, offset)));
+                self.work(Duration::from_secs(2), Work::Plan(plan));
+            }
+            Effect::AskLocks => {
+                let unlucky = self.struck(3).then_some(Some(LockAnswer::Held));
+                let answer = self.script.locks.pop_front().or(unlucky).unwrap_or(Some(LockAnswer::Free));
+                if let Some(answer) = answer {
+                    self.push(Duration::from_millis(10), Item::Device(Event::Locks(answer)));
+                }
+            }
+            Effect::AnswerAbort { taken } => self.aborts.push(taken),
             Effect::Discard => {
                 self.work += 1;
                 self.disk.payload = None;
@@ -183,8 +210,8 @@ impl World {
             Effect::Stage(release) => {
                 self.check_stage();
                 self.disk.slots[1 - self.disk.default] = None;
-                let result =
-                    self.script.stage.pop_front().or_else(|| self.storage_luck(20)).map_or(Ok(()), Err);
+                let result = self.script.stage.pop_front().or_else(|| self.storage_luck(20).map(Into::into));
+                let result = result.map_or(Ok(()), Err);
                 self.work(Duration::from_secs(3), Work::Stage(release, result));
             }
             Effect::Persist(record) => {
@@ -196,6 +223,11 @@ impl World {
             }
             Effect::RebootIntoCandidate => {
                 self.check_reboot();
+                let unlucky = self.struck(20).then_some(InstallError::Failed);
+                if let Some(error) = self.script.activate.pop_front().or(unlucky) {
+                    self.push(Duration::from_secs(1), Item::Device(Event::NotActivated(error)));
+                    return true;
+                }
                 self.disk.armed = true;
                 self.goes_down();
                 return false;
@@ -265,6 +297,7 @@ impl World {
                 self.verified = result.is_ok();
                 Event::Verified(result)
             }
+            Work::Plan(plan) => Event::Planned(plan),
             Work::Stage(release, result) => {
                 if result.is_ok() {
                     self.disk.slots[1 - self.disk.default] = Some(Slot { release, verified: self.verified });

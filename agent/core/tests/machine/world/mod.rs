@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::{
-    Agent, Context, Durable, Effect, Event, Policy, Releases, ResultCode, State, TrustRoot, sign, twin,
+    Agent, Context, Durable, Effect, Event, Policy, ReleaseId, Releases, ResultCode, State, TrustRoot, sign,
+    twin,
 };
 use fleetwave_protocol::time::{Instant, Now, WallTime};
 use serde_json::{Map, Value, json};
@@ -50,6 +51,10 @@ pub(crate) struct World {
     running: usize,
     connection: u32,
     work: u32,
+    /// The fetch under way: of what, from which byte, since when.
+    fetching: Option<(ReleaseId, u64, Instant)>,
+    /// What was said to those who wanted the update to end.
+    pub(crate) aborts: Vec<bool>,
     verified: bool,
     healthy: bool,
     persisting: bool,
@@ -107,6 +112,8 @@ impl World {
             running: 0,
             connection: 0,
             work: 0,
+            fetching: None,
+            aborts: Vec::new(),
             verified: false,
             healthy: false,
             persisting: false,

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use fleetwave_agent_core::{Durable, Event, FetchError, GrantAnswer, Record, ReleaseId, StorageError};
+use fleetwave_agent_core::{
+    Durable, Event, FetchError, GrantAnswer, InstallError, LockAnswer, Plan, Record, ReleaseId, StorageError,
+};
 use serde_json::{Map, Value};
 
 /// How the power goes at an effect.
@@ -24,6 +26,7 @@ pub(crate) enum Happening {
     Desire(Map<String, Value>),
     Cancel,
     Remove,
+    Abort,
     Drop,
 }
 
@@ -82,7 +85,8 @@ pub(super) enum Item {
 pub(super) enum Work {
     Fetch(ReleaseId, u64, Fetching),
     Verify,
-    Stage(ReleaseId, Result<(), StorageError>),
+    Stage(ReleaseId, Result<(), InstallError>),
+    Plan(Result<Plan, FetchError>),
 }
 
 /// What goes wrong by script: each queue is used up from its front, and then all goes well.
@@ -92,7 +96,12 @@ pub(crate) struct Script {
     pub(crate) grants: VecDeque<Option<GrantAnswer>>,
     /// For records of which this is true, the error.
     pub(crate) persist: Option<fn(Record) -> Option<StorageError>>,
-    pub(crate) stage: VecDeque<StorageError>,
+    pub(crate) stage: VecDeque<InstallError>,
+    /// What stands in the way of a boot of the other slot.
+    pub(crate) activate: VecDeque<InstallError>,
+    pub(crate) plans: VecDeque<Result<Plan, FetchError>>,
+    /// `None`: no answer.
+    pub(crate) locks: VecDeque<Option<LockAnswer>>,
     pub(crate) commit: VecDeque<StorageError>,
     /// What reports are answered with; `None`: no answer.
     pub(crate) reports: VecDeque<Option<u16>>,

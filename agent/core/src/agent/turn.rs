@@ -1,0 +1,123 @@
+//! When a step may be taken: the start delay, the windows, and whoever runs on the device.
+
+use core::time::Duration;
+
+use fleetwave_protocol::time::{Instant, micros};
+
+use super::update::{Step, Then};
+use super::{Agent, Turn};
+use crate::journal::{Phase, Record};
+use crate::policy::AtDeadline;
+use crate::window::{Place, Window};
+use crate::{Effect, LockAnswer, ReleaseId, ResultCode, State};
+
+/// The shortest pause before whoever runs on the device is asked again.
+const SHORTEST_RETRY: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// How long until `window` is open, with a random part of its length so that a fleet does not start on the stroke.
+    fn window_wait(&mut self, turn: &Turn<'_>, window: &Window) -> Duration {
+        let wait = window.wait(turn.cx.policy.local(turn.now.wall));
+        if wait.is_zero() {
+            return wait;
+        }
+        let spread = turn.cx.policy.splay.min(window.lasts / 2);
+        let spread = self.rng.between(0, micros(spread));
+        wait.saturating_add(Duration::from_micros(spread))
+    }
+
+    // Downloads.
+
+    /// Until when bytes may be fetched of an update that was started; `None` if not now.
+    pub(super) fn download_until(&self, turn: &Turn<'_>) -> Option<Instant> {
+        let Some(window) = turn.cx.policy.download_window else { return Some(Instant::NEVER) };
+        match window.place(turn.cx.policy.local(turn.now.wall)) {
+            Place::Open(left) => Some(turn.now.at + left.saturating_add(window.grace)),
+            Place::Grace(left) => Some(turn.now.at + left),
+            Place::Closed => None,
+        }
+    }
+
+    /// Goes on with `release` in the next window.
+    pub(super) fn wait_to_download(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
+        let wait =
+            turn.cx.policy.download_window.map_or(Duration::ZERO, |window| self.window_wait(turn, &window));
+        self.enter(turn, Step::Deferred { release, until: turn.now.at + wait }, State::Deferred);
+    }
+
+    pub(super) fn turn_has_come(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
+        if self.durable.pending.is_some_and(|pending| matches!(pending.phase, Phase::Started { .. })) {
+            self.go_on(turn);
+            return;
+        }
+        let wait =
+            turn.cx.policy.download_window.map_or(Duration::ZERO, |window| self.window_wait(turn, &window));
+        if wait.is_zero() {
+            // Whatever an earlier update left behind: after a cold start it would pass for bytes of this one.
+            turn.emit(Effect::Discard);
+            self.persist(turn, Record::Started(release), Then::Grant);
+        } else {
+            self.step = Step::Deferred { release, until: turn.now.at + wait };
+        }
+    }
+
+    // Installation.
+
+    /// Whether an installation may begin now.
+    pub(super) fn may_begin(&self, turn: &Turn<'_>) -> bool {
+        let local = turn.cx.policy.local(turn.now.wall);
+        turn.cx.policy.install_window.is_none_or(|window| window.wait(local).is_zero())
+    }
+
+    /// Boots what was staged, as soon as the window and whoever runs on the device permit it.
+    pub(super) fn wait_to_activate(&mut self, turn: &mut Turn<'_>, ask_until: Instant) {
+        let policy = turn.cx.policy;
+        if let Some(window) = policy.install_window {
+            let place = window.place(policy.local(turn.now.wall));
+            self.begun |= matches!(place, Place::Open(_));
+            let goes_on = self.begun && place != Place::Closed;
+            if !goes_on {
+                let until = turn.now.at + self.window_wait(turn, &window);
+                self.enter(turn, Step::Staged { until, ask_until }, State::Deferred);
+                return;
+            }
+        }
+        let Some(locks) = policy.locks else {
+            self.activate(turn);
+            return;
+        };
+        // The time that they may take begins with the first question, and goes on outside of the window.
+        let ask_until = if ask_until == Instant::NEVER { turn.now.at + locks.deadline } else { ask_until };
+        let until = turn.now.at + policy.request_timeout;
+        self.enter(turn, Step::Asking { until, ask_until }, State::Deferred);
+        turn.emit(Effect::AskLocks);
+    }
+
+    fn activate(&mut self, turn: &mut Turn<'_>) {
+        let release = self.pending_release();
+        self.enter(turn, Step::Rebooting, State::Rebooting);
+        self.persist(turn, Record::Booting(release), Then::Reboot);
+    }
+
+    pub(super) fn locks(&mut self, turn: &mut Turn<'_>, answer: LockAnswer) {
+        let Step::Asking { ask_until, .. } = self.step else { return };
+        match answer {
+            LockAnswer::Free => self.activate(turn),
+            LockAnswer::Held => self.locked(turn, ask_until),
+        }
+    }
+
+    /// Somebody does not want to be interrupted now, or does not answer.
+    pub(super) fn locked(&mut self, turn: &mut Turn<'_>, ask_until: Instant) {
+        match turn.cx.policy.locks {
+            Some(locks) if turn.now.at < ask_until => {
+                let until = (turn.now.at + locks.retry.max(SHORTEST_RETRY)).min(ask_until);
+                self.step = Step::Staged { until, ask_until };
+            }
+            Some(locks) if locks.at_deadline == AtDeadline::GiveUp => {
+                self.give_up(turn, ResultCode::LockTimeout);
+            }
+            _ => self.activate(turn),
+        }
+    }
+}
