@@ -23,6 +23,5 @@ fi
 target=$(basename "$(dirname "$(dirname "$binary")")")
 packages=$(dirname "$binary")
 # Not `--locked`: cargo-deb would look for more than is built.
-CARGO_TARGET_DIR=$(dirname "$(dirname "$packages")") cargo deb --quiet --no-build --no-strip --package fleetwave-agent \
-    --profile device --target "$target" --output "$packages/" >&2
-ls "$packages"/*.deb
+CARGO_TARGET_DIR=$(dirname "$(dirname "$packages")") cargo deb --no-build --no-strip --package fleetwave-agent \
+    --profile device --target "$target" --output "$packages/"

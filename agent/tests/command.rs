@@ -3,9 +3,8 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 
-use support::{BINARY, World, agent, runs};
+use support::{World, agent, program, runs};
 
 /// What `check-config` says to a file in which `from` was replaced by `to`.
 fn complaint(world: &World, from: &str, to: &str) -> String {
@@ -46,7 +45,7 @@ fn a_file_that_is_missing_is_named() {
 
 #[test]
 fn the_version_is_the_packages() {
-    let output = Command::new(BINARY).arg("version").output().expect("the agent runs");
+    let output = program().arg("version").output().expect("the agent runs");
     assert_eq!(output.stdout, format!("fleetwave-agent {}\n", env!("CARGO_PKG_VERSION")).into_bytes());
 }
 

@@ -19,7 +19,16 @@ use fleetwave_hub_core::{Configuration, ConfigurationSpec};
 use fleetwave_protocol::{Now, WallTime};
 use serde_json::{Value, json};
 
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_fleetwave-agent");
+/// The agent: the one that was built with the tests, or what `FLEETWAVE_AGENT` names (a program and its first arguments,
+/// e.g. an emulator and the agent for its processor).
+pub(crate) fn program() -> Command {
+    let named = std::env::var("FLEETWAVE_AGENT").unwrap_or_default();
+    let mut words = named.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(env!("CARGO_BIN_EXE_fleetwave-agent")));
+    command.args(words);
+    command
+}
+
 pub(crate) const DEVICE: &str = "dev-1";
 /// Long enough for a loaded machine; nothing waits so long unless it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -147,7 +156,7 @@ impl World {
 
     fn command(&self, once: bool) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
-        let mut command = Command::new(BINARY);
+        let mut command = program();
         command.arg("run").arg("--config").arg(self.config()).stderr(Stdio::from(log));
         if once {
             command.arg("--once");
@@ -205,7 +214,7 @@ pub(crate) fn runs(id: &str) -> impl Fn(&Value) -> bool {
 
 /// Runs one of the agent's other commands.
 pub(crate) fn agent(arguments: &[&str], file: &Path) -> Output {
-    Command::new(BINARY).args(arguments).arg(file).output().expect("the agent runs")
+    program().args(arguments).arg(file).output().expect("the agent runs")
 }
 
 /// A running agent; killed if the test ends before it does.
