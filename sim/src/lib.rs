@@ -8,6 +8,7 @@ pub mod device;
 pub mod live;
 pub mod measure;
 pub mod progress;
+mod release;
 pub mod remote;
 pub mod rollout;
 pub mod run;

@@ -126,7 +126,8 @@ impl<'a> Unsigned<'a> {
     }
 
     /// Reads a reference as it stands in a twin; `None` if it lacks a member or has one of the wrong form.
-    fn read(reference: &'a Map<String, Value>) -> Option<Self> {
+    #[must_use]
+    pub fn read(reference: &'a Map<String, Value>) -> Option<Self> {
         let release = Self {
             id: reference.get("id")?.as_str().filter(|id| is_name(id))?,
             sequence: reference.get("seq")?.as_u64()?,

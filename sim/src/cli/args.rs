@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::clean::Clean;
 use super::elsewhere::{Elsewhere, TargetArgument};
 use super::hub::Hub;
+use super::release::Release;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -30,6 +31,8 @@ pub(super) enum Command {
     Check(Check),
     /// Be a local IoT Hub for Azure's SDKs
     Hub(Box<Hub>),
+    /// Make signed releases of payloads
+    Release(Release),
     /// List or remove what runs have left on a hub elsewhere
     Clean(Box<Clean>),
     /// Print the JSON Schema of scenarios, or of run records

@@ -6,6 +6,7 @@ mod elsewhere;
 mod hub;
 mod output;
 mod plan;
+mod release;
 mod session;
 
 use std::io::{self, Write};
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use self::args::{Arguments, Command};
+use crate::release::{KeyError, ShelfError};
 use crate::remote::ServiceError;
 use crate::run::EngineError;
 use crate::scenario::{self, Diagnostics};
@@ -40,6 +42,10 @@ enum CliError {
     Service(#[from] ServiceError),
     #[error(transparent)]
     Hub(#[from] hub::HubError),
+    #[error(transparent)]
+    Release(#[from] ShelfError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 impl CliError {
@@ -47,7 +53,12 @@ impl CliError {
         match self {
             Self::Scenario(_) | Self::Contradiction(_) => USAGE,
             Self::Engine(error) => error.exit_code(),
-            Self::Output(_) | Self::Signals(_) | Self::Service(_) | Self::Hub(_) => OTHER,
+            Self::Output(_)
+            | Self::Signals(_)
+            | Self::Service(_)
+            | Self::Hub(_)
+            | Self::Release(_)
+            | Self::Key(_) => OTHER,
         }
     }
 
@@ -74,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => session::run(&arguments),
         Command::Check(arguments) => check(&arguments),
         Command::Hub(arguments) => hub::run(&arguments),
+        Command::Release(arguments) => release::run(&arguments),
         Command::Clean(arguments) => clean::run(&arguments),
         Command::Schema(arguments) => schema(&arguments),
         Command::Scenarios => scenarios(),

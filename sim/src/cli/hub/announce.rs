@@ -33,6 +33,8 @@ pub(super) struct Ready {
     amqps: Option<SocketAddr>,
     plain_mqtt: Option<SocketAddr>,
     bus: Option<SocketAddr>,
+    /// Where releases are offered.
+    releases: Option<SocketAddr>,
     /// Whether devices can upload files.
     uploads: bool,
     admin: SocketAddr,
@@ -81,7 +83,13 @@ impl Ready {
             admin,
             address: arguments.bind,
             scripted,
+            releases: None,
         }
+    }
+
+    /// With the place where releases are offered.
+    pub(super) fn offering(self, releases: Option<SocketAddr>) -> Self {
+        Self { releases, ..self }
     }
 
     /// For machines: one line.
@@ -106,6 +114,7 @@ impl Ready {
             "plain_mqtt_port": port(self.plain_mqtt),
             "scripted_devices": self.scripted.as_ref().map(|(count, _)| count),
             "bus_port": port(self.bus),
+            "releases_port": port(self.releases),
             "uploads": self.uploads,
             "admin": format!("http://{}", self.admin),
         });
@@ -138,6 +147,9 @@ pub(super) fn table(ready: &Ready) -> String {
     row("AMQP", &format!("{}, TLS", at(ready.amqps)));
     if ready.bus.is_some() {
         row("event bus", &format!("{}, MQTT without TLS, fleetwave/events/#", at(ready.bus)));
+    }
+    if ready.releases.is_some() {
+        row("releases", &format!("{}, HTTPS", at(ready.releases)));
     }
     row("admin", &format!("http://{}/healthz, /metrics, /ca.pem", ready.admin));
     row("limits", &limits(ready));

@@ -17,6 +17,8 @@ Examples:
   fleetwave hub --name my-hub.azure-devices.net --data ~/hub --tier S1
   fleetwave hub --devices quickstart --set fleet.devices=50 --set script.refuse=5%
   fleetwave hub device add my-device
+  fleetwave hub --releases releases --data ~/hub
+  fleetwave hub configure rollout-1 --release releases/fw-2-2 --condition \"tags.site = 'berlin'\" --data ~/hub
 
 It ends by Ctrl-C or SIGTERM: connections are closed, and what is to be kept is written. A second one ends at once.
 
@@ -38,6 +40,45 @@ pub(super) enum HubCommand {
     /// Create devices at a hub that runs on this machine
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Print the twin of a device of a hub that runs on this machine
+    Twin {
+        /// The device's id
+        id: String,
+
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Ask a group of devices for a release, by a device configuration at a hub that runs on this machine
+    Configure(Configure),
+    /// Delete a device configuration; what it asked for goes from the twins
+    Unconfigure {
+        /// The configuration's id
+        id: String,
+
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Configure {
+    /// The configuration's id: lower-case letters, digits and -:+%_#*?!(),=@;'
+    pub(super) id: String,
+
+    /// The release's directory, as `fleetwave release create` made it
+    #[arg(long, value_name = "DIR")]
+    pub(super) release: PathBuf,
+
+    /// Which devices: a condition over tags and reported properties, e.g. "tags.site = 'berlin'"; * is all of them
+    #[arg(long, value_name = "CONDITION")]
+    pub(super) condition: String,
+
+    /// Where configurations meet in a device, the higher one counts
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(super) priority: u32,
+
+    #[command(flatten)]
+    pub(super) place: Place,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +87,10 @@ pub(super) enum DeviceCommand {
     Add {
         /// Its id
         id: String,
+
+        /// Tags of its twin, by which configurations find it: a JSON object
+        #[arg(long, value_name = "JSON")]
+        tags: Option<String>,
 
         #[command(flatten)]
         place: Place,
@@ -121,6 +166,11 @@ pub(super) struct Serve {
     #[arg(long, value_name = "KEY=VALUE", requires = "devices", help_heading = "What it is")]
     pub(super) set: Vec<String>,
 
+    /// Hand out the releases of this directory (`fleetwave release create` makes them) to the devices whose twins ask for
+    /// them
+    #[arg(long, value_name = "DIR", help_heading = "What it is")]
+    pub(super) releases: Option<PathBuf>,
+
     /// Threads that serve devices [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "What it is")]
     pub(super) threads: Option<NonZeroUsize>,
@@ -144,6 +194,16 @@ pub(super) struct Serve {
     /// Port of health, metrics and the certificate: plain HTTP, on loopback only
     #[arg(long, value_name = "PORT", default_value_t = 8484, help_heading = "Where it listens")]
     pub(super) admin_port: u16,
+
+    /// Port from which devices download releases, over HTTPS
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 8444,
+        requires = "releases",
+        help_heading = "Where it listens"
+    )]
+    pub(super) releases_port: u16,
 
     /// Listen for MQTT without TLS, too: keys can be read on the way [default: off]
     #[arg(long, value_name = "PORT", help_heading = "Where it listens")]

@@ -1,54 +1,31 @@
-//! `fleetwave hub device`: creates devices at a hub on this machine, by its REST operations.
+//! `fleetwave hub device`, `twin` and `configure`: what an operator does at a hub on this machine.
 
-use std::fs;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::IpAddr;
 
-use fleetwave_protocol::sas::{self, Key};
-use fleetwave_protocol::{WallTime, bag};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use serde::Deserialize;
-use serde_json::{Value, json};
-use tokio_rustls::TlsConnector;
+use fleetwave_protocol::bag;
+use hyper::Method;
+use serde_json::{Map, Value, json};
 
 use super::HubError;
-use super::args::Place;
-use super::home::Home;
-
-/// How long the hub may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-const API: &str = "api-version=2021-04-12";
-
-/// What a running hub says about itself.
-#[derive(Deserialize)]
-struct Running {
-    hub_name: String,
-    service_connection_string: String,
-    ca: PathBuf,
-    address: IpAddr,
-    https_port: u16,
-}
+use super::args::{Configure, Place};
+use super::local::Running;
+use crate::release::{read_reference, target_of};
 
 /// Creates a device, and gives its connection string.
-pub(super) fn add(id: &str, place: &Place) -> Result<String, HubError> {
-    let path = Home::find(place)?.running();
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(HubError::NotRunning { path }),
-        Err(source) => return Err(HubError::Read { path, source }),
+pub(super) fn add(id: &str, tags: Option<&str>, place: &Place) -> Result<String, HubError> {
+    let tags: Option<Map<String, Value>> = match tags {
+        None => None,
+        Some(text) => Some(serde_json::from_str(text).map_err(|error| {
+            HubError::Answer(format!("--tags is not a JSON object: {error}, e.g. '{{\"site\": \"berlin\"}}'"))
+        })?),
     };
-    let running: Running = serde_json::from_str(&text)
-        .map_err(|error| HubError::Answer(format!("{} is not what a hub wrote: {error}", path.display())))?;
-    let created = put(&running, &format!("/devices/{}", bag::encode(id)), &json!({ "deviceId": id }))?;
+    let running = Running::find(place)?;
+    let path = format!("/devices/{}", bag::encode(id));
+    let created = running.ask(Method::PUT, &path, Some(&json!({ "deviceId": id })))?;
+    if let Some(tags) = tags {
+        let path = format!("/twins/{}", bag::encode(id));
+        running.ask(Method::PATCH, &path, Some(&json!({ "tags": tags })))?;
+    }
     let key = created["authentication"]["symmetricKey"]["primaryKey"].as_str();
     let key = key.ok_or_else(|| HubError::Answer("the hub told no key of the device".to_owned()))?;
     let name = &running.hub_name;
@@ -60,76 +37,43 @@ pub(super) fn add(id: &str, place: &Place) -> Result<String, HubError> {
     Ok(format!("HostName={name};DeviceId={id};SharedAccessKey={key}{gateway}"))
 }
 
-/// A PUT to the hub, with its own connection string.
-fn put(running: &Running, path: &str, body: &Value) -> Result<Value, HubError> {
-    let member = |name: &str| {
-        let mut members =
-            running.service_connection_string.split(';').filter_map(|part| part.split_once('='));
-        members.find_map(|(key, value)| (key == name).then_some(value)).unwrap_or_default()
-    };
-    let host = member("HostName");
-    let key = Key::from_base64(member("SharedAccessKey"))
-        .ok_or_else(|| HubError::Answer("the hub's connection string has no key".to_owned()))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + PATIENCE * 2;
-    let expires = WallTime::from_unix_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-    let token = sas::token(&key, host, expires, Some(member("SharedAccessKeyName")));
-    let request = Request::put(format!("{path}?{API}"))
-        .header(header::HOST, host)
-        .header(header::AUTHORIZATION, token)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))
-        .map_err(|error| HubError::Answer(error.to_string()))?;
-
-    let pem = fs::read(&running.ca).map_err(|source| HubError::Read { path: running.ca.clone(), source })?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let wrong = |error: &dyn std::error::Error| {
-            HubError::Answer(format!("{} is no certificate: {error}", running.ca.display()))
-        };
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| HubError::Answer(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from(running.hub_name.clone())
-        .map_err(|error| HubError::Answer(format!("{} is no host name: {error}", running.hub_name)))?;
-    let ip = if running.address.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { running.address };
-    let address = SocketAddr::new(ip, running.https_port);
-
-    let ask = async {
-        let stream = tokio::net::TcpStream::connect(address).await.map_err(to_text)?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(to_text)?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(to_text)?;
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(to_text)?;
-            let status = response.status();
-            let body = response.into_body().collect().await.map_err(to_text)?.to_bytes();
-            Ok::<_, String>((status, body))
-        };
-        // The connection is driven beside the request that it carries.
-        tokio::select! {
-            answered = answer => answered,
-            ended = connection => Err(ended.err().map_or("the connection ended".to_owned(), to_text)),
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| HubError::Answer(error.to_string()))?;
-    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask).await });
-    let answered = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
-    let (status, body) = answered.map_err(|why| HubError::Unreachable { address, why })?;
-    let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if status.is_success() {
-        return Ok(value);
-    }
-    let message = value["Message"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-    Err(HubError::Answer(format!("the hub refused it: {message}")))
+/// A device's twin.
+pub(super) fn twin(id: &str, place: &Place) -> Result<Value, HubError> {
+    Running::find(place)?.ask(Method::GET, &format!("/twins/{}", bag::encode(id)), None)
 }
 
-fn to_text(error: impl std::error::Error) -> String {
-    error.to_string()
+/// Puts a configuration that asks the devices of a condition for a release; gives it as the hub has it.
+pub(super) fn configure(arguments: &Configure) -> Result<Value, HubError> {
+    let configuration = configuration(arguments)?;
+    let path = format!("/configurations/{}", bag::encode(&arguments.id));
+    Running::find(&arguments.place)?.ask(Method::PUT, &path, Some(&configuration))
+}
+
+fn configuration(arguments: &Configure) -> Result<Value, HubError> {
+    let reference = read_reference(&arguments.release)?;
+    let target = target_of(&reference);
+    let member = |name: &str| reference.get(name).cloned().unwrap_or_default();
+    let (id, seq) = (member("id"), member("seq"));
+    // The query language's strings double what quotes them.
+    let id = id.as_str().unwrap_or_default().replace('\'', "''");
+    let reported = format!("properties.reported.{target}");
+    let devices = "SELECT deviceId FROM devices WHERE";
+    let of_release = format!("{reported}.target = '{id}'");
+    Ok(json!({
+        "id": arguments.id,
+        "content": { "deviceContent": { format!("properties.desired.{target}"): reference } },
+        "targetCondition": arguments.condition,
+        "priority": arguments.priority,
+        "metrics": { "queries": {
+            "converged": format!("{devices} {reported}.running.id = '{id}' AND {reported}.running.seq = {seq}"),
+            "updating": format!("{devices} {of_release} AND {reported}.state = 'updating'"),
+            "failed": format!("{devices} {of_release} AND {reported}.state = 'failed'"),
+        } },
+    }))
+}
+
+/// Deletes a configuration.
+pub(super) fn unconfigure(id: &str, place: &Place) -> Result<(), HubError> {
+    let path = format!("/configurations/{}", bag::encode(id));
+    Running::find(place)?.ask(Method::DELETE, &path, None).map(drop)
 }

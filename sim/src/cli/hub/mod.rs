@@ -4,6 +4,8 @@ mod announce;
 mod args;
 mod device;
 mod home;
+mod local;
+mod offers;
 mod serve;
 
 use std::io;
@@ -11,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use fleetwave_hub::admin::AdminError;
+use fleetwave_hub::blob::BlobError;
 use fleetwave_hub::pki::PkiError;
 use fleetwave_hub::{StartError, StorageError};
 
@@ -19,6 +22,7 @@ pub(super) use args::{Hub, TierName};
 
 use super::{CliError, output};
 use crate::live::script::ScriptError;
+use crate::release::ShelfError;
 
 /// Why a hub cannot run, or be asked.
 #[derive(Debug, thiserror::Error)]
@@ -57,14 +61,31 @@ pub(super) enum HubError {
     Script(#[from] ScriptError),
     #[error("the hub's admin port cannot be opened")]
     Admin(#[from] AdminError),
+    #[error("the releases cannot be offered")]
+    Offers(#[from] BlobError),
+    #[error(transparent)]
+    Release(#[from] ShelfError),
 }
 
 /// Does what the arguments say, and returns the exit code.
 pub(super) fn run(arguments: &Hub) -> Result<u8, CliError> {
     match &arguments.command {
         None => serve::serve(&arguments.serve),
-        Some(HubCommand::Device(DeviceCommand::Add { id, place })) => {
-            output::print(&format!("{}\n", device::add(id, place)?))?;
+        Some(HubCommand::Device(DeviceCommand::Add { id, tags, place })) => {
+            output::print(&format!("{}\n", device::add(id, tags.as_deref(), place)?))?;
+            Ok(0)
+        }
+        Some(HubCommand::Twin { id, place }) => {
+            output::print(&format!("{:#}\n", device::twin(id, place)?))?;
+            Ok(0)
+        }
+        Some(HubCommand::Configure(arguments)) => {
+            let put = device::configure(arguments)?;
+            output::print(&format!("{:#}\n", put["metrics"]))?;
+            Ok(0)
+        }
+        Some(HubCommand::Unconfigure { id, place }) => {
+            device::unconfigure(id, place)?;
             Ok(0)
         }
     }

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fleetwave_hub::admin::{Admin, AdminError, AdminServer};
+use fleetwave_hub::blob::BlobError;
 use fleetwave_hub::events::{EventOptions, Source};
 use fleetwave_hub::pki::Pki;
-use fleetwave_hub::{DpsSettings, HubServer, ListenError, StartError, StorageAccount};
+use fleetwave_hub::{Clock, DpsSettings, HubServer, ListenError, StartError, StorageAccount};
 use fleetwave_hub_core::throttle::Tier;
 use fleetwave_hub_core::{Cycle, Options};
 use tracing_subscriber::EnvFilter;
@@ -20,6 +21,7 @@ use super::HubError;
 use super::announce::{self, Ready};
 use super::args::{EventKind, Serve, TierName};
 use super::home::{Home, Keys, write_secret};
+use super::offers::Offers;
 use crate::cli::{CliError, output};
 use crate::live::script::ScriptedFleet;
 use crate::scenario;
@@ -49,8 +51,16 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
         names.push("localhost".to_owned());
     }
     let pki = Pki::load_or_create(Some(&home.certs), &names).map_err(HubError::from)?;
-    let hub =
-        told("starting the hub, and loading what it keeps", || start(arguments, &home, &keys, &names, &pki))?;
+    let clock = Clock::new();
+    let offers = match &arguments.releases {
+        Some(dir) => Some(offer(dir, arguments, &names, &pki, clock.clone())?),
+        None => None,
+    };
+    let hub = told("starting the hub, and loading what it keeps", || {
+        start(arguments, &home, &keys, &names, &pki, clock, offers.as_ref())
+    })?;
+    let releases = offers.as_ref().map(Offers::address);
+    let _serving = offers.map(|offers| offers.serve(hub.control()));
     let admin = Admin {
         control: hub.control(),
         instruments: hub.control().instruments().clone(),
@@ -72,7 +82,8 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
     };
     let scripted = fleet.as_ref().map(|fleet| (fleet.devices(), fleet.first().to_owned()));
 
-    let ready = Ready::of(arguments, &hub, &home, &keys, &names, admin.address(), scripted);
+    let ready =
+        Ready::of(arguments, &hub, &home, &keys, &names, admin.address(), scripted).offering(releases);
     let running = home.running();
     write_secret(&running, &ready.json(), true)
         .map_err(|source| HubError::Write { path: running.clone(), source })?;
@@ -104,6 +115,8 @@ fn start(
     keys: &Keys,
     names: &[String],
     pki: &Pki,
+    clock: Clock,
+    offers: Option<&Offers>,
 ) -> Result<HubServer, HubError> {
     let at = |port| SocketAddr::new(arguments.bind, port);
     let threads = arguments
@@ -137,7 +150,11 @@ fn start(
         .group_key(keys.group_key.clone())
         .tier(tier, arguments.units)
         .options(Options { cycle, ..Options::default() })
-        .provisioning(provisioning);
+        .provisioning(provisioning)
+        .clock(clock);
+    if let Some(offers) = offers {
+        builder = builder.hooks(offers.hooks());
+    }
     if let Some(data) = &home.data {
         builder = builder.data(data);
     }
@@ -162,6 +179,23 @@ fn start(
     builder.start().map_err(|error| match error {
         StartError::Listen(error) => port_error(&error, option_of(arguments, error.address.port())),
         other => HubError::Start(other),
+    })
+}
+
+/// Opens the endpoint for releases. Its name in links has to be one that the certificate has and devices can resolve.
+fn offer(
+    dir: &Path,
+    arguments: &Serve,
+    names: &[String],
+    pki: &Pki,
+    clock: Clock,
+) -> Result<Offers, HubError> {
+    let named = names.iter().find(|name| !name.ends_with(".azure-devices.net"));
+    let host = named.map_or("localhost", String::as_str);
+    let address = SocketAddr::new(arguments.bind, arguments.releases_port);
+    Offers::open(dir, address, host, pki, clock).map_err(|error| match error {
+        HubError::Offers(BlobError::Listen(error)) => port_error(&error, "--releases-port"),
+        other => other,
     })
 }
 

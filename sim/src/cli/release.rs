@@ -1,0 +1,110 @@
+//! `fleetwave release`: keys, and releases that are signed with them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use ed25519_dalek::SigningKey;
+use serde_json::{Map, Value};
+
+use super::{CliError, output};
+use crate::release::{self, Recipe, Shelf, SigningKeyFile};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fleetwave release key release.pem
+  fleetwave release create firmware.img --id fw-2 --seq 2 --key k1=release.pem --out releases
+  fleetwave release create app.tar.zst --id app-7 --seq 7 --target components.app --key k1=release.pem --out releases
+  fleetwave release sign releases/fw-2-2 --key k2=other.pem
+  fleetwave hub --releases releases")]
+pub(super) struct Release {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a key that signs releases, and print its public half for the devices' [trust]
+    Key {
+        /// The new file; keep it where no device and no hub can read it
+        file: PathBuf,
+    },
+    /// Make a release of a payload
+    Create(Create),
+    /// Add a signature to a release
+    Sign {
+        /// The release's directory
+        release: PathBuf,
+
+        /// A key, and the name under which devices trust it; may be given more than once
+        #[arg(long, value_name = "NAME=FILE", required = true)]
+        key: Vec<SigningKeyFile>,
+    },
+    /// Print the reference of a release, as it goes into twins
+    Show {
+        /// The release's directory
+        release: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// What devices install: an image, an archive, a manifest
+    payload: PathBuf,
+
+    /// The release's name
+    #[arg(long)]
+    id: String,
+
+    /// Rises with every release of a target: devices take none that is below the one they have
+    #[arg(long, value_name = "N")]
+    seq: u64,
+
+    /// What it is for: `firmware`, `components.NAME` or `workloads.NAME`
+    #[arg(long, value_name = "TARGET", default_value = "firmware")]
+    target: String,
+
+    /// A device type that may install it; may be given more than once [default: any]
+    #[arg(long, value_name = "TYPE")]
+    compatible: Vec<String>,
+
+    /// Let devices go down to it from a higher sequence
+    #[arg(long)]
+    downgrade: bool,
+
+    /// A key, and the name under which devices trust it; may be given more than once
+    #[arg(long, value_name = "NAME=FILE", required = true)]
+    key: Vec<SigningKeyFile>,
+
+    /// The directory of releases
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(super) fn run(arguments: &Release) -> Result<u8, CliError> {
+    match &arguments.command {
+        Command::Key { file } => output::print(&format!("{}\n", release::create_key(file)?))?,
+        Command::Create(create) => {
+            let recipe = Recipe {
+                id: create.id.clone(),
+                seq: create.seq,
+                target: Some(create.target.clone()).filter(|target| target != "firmware"),
+                compatible: create.compatible.clone(),
+                downgrade: create.downgrade,
+            };
+            let made = Shelf::new(&create.out).create(&create.payload, &recipe, &load(&create.key)?)?;
+            output::print(&format!("{}\n", made.dir.display()))?;
+        }
+        Command::Sign { release, key } => print(&release::endorse(release, &load(key)?)?)?,
+        Command::Show { release } => print(&release::read_reference(release)?)?,
+    }
+    Ok(0)
+}
+
+fn load(keys: &[SigningKeyFile]) -> Result<Vec<(String, SigningKey)>, CliError> {
+    keys.iter().map(|key| Ok((key.name.clone(), key.load()?))).collect()
+}
+
+fn print(reference: &Map<String, Value>) -> Result<(), CliError> {
+    Ok(output::print(&format!("{}\n", serde_json::to_string_pretty(reference).expect("an object is JSON")))?)
+}
