@@ -6,6 +6,8 @@ use std::path::Path;
 
 use fleetwave_agent_core::StorageError;
 
+use crate::crash;
+
 /// Makes the names in a directory durable: a file that was created, renamed or removed there.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
@@ -14,20 +16,29 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Puts `content` in place of a file, all of it or nothing.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
+    crash::point("replace: before");
     let mut file = File::create(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
+    crash::point("replace: written");
     fs::rename(&new, path)?;
-    sync_dir(path.parent().expect("a file of the state directory lies in it"))
+    crash::point("replace: renamed");
+    sync_dir(path.parent().expect("a file of the state directory lies in it"))?;
+    crash::point("replace: durable");
+    Ok(())
 }
 
 /// Removes a file for good; that there is none is fine.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    crash::point("remove: before");
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Err(_) => Ok(()),
-        Ok(()) => sync_dir(path.parent().expect("a file of the state directory lies in it")),
+        // Not even the directory may be there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        removed => removed?,
     }
+    sync_dir(path.parent().expect("a file of the state directory lies in it"))?;
+    crash::point("remove: durable");
+    Ok(())
 }
 
 /// What the machine is told of a failure.

@@ -6,17 +6,25 @@
 
 #![allow(dead_code, reason = "the installers come with the next commits")]
 
+pub(crate) mod directory;
+
 pub(crate) mod unpack;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use fleetwave_agent_core::Release;
+use fleetwave_agent_core::{Release, StorageError};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::config::Section;
+use crate::files::{self, storage_error};
+use crate::target::Target;
 
 /// A step that takes its time. It may be dropped at any point, as a power cut would.
 pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -24,13 +32,62 @@ pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T>>>;
 /// The reference of a release, as it stood in the twin.
 pub(crate) type Reference = Map<String, Value>;
 
+/// Where an installer works.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    /// For what.
+    pub(crate) target: Target,
+    /// Where it may keep what it needs; there may be nothing yet, not even the directory.
+    pub(crate) dir: PathBuf,
+    /// What the operator says that runs before the first update.
+    pub(crate) installed: Reference,
+}
+
+/// The section of a target in the configuration, as its installer reads it.
+pub(crate) trait Options: fmt::Debug + Send + Sync {
+    /// The installer for `site`. Nothing is touched yet.
+    fn installer(&self, site: Site) -> Rc<dyn Installer>;
+}
+
+/// The installers, by the name that the configuration has for them.
+///
+/// # Errors
+/// If there is none of this name, or its options are wrong.
+pub(crate) fn options(name: &str, section: Section<'_>) -> Result<Arc<dyn Options>, toml::de::Error> {
+    Ok(match name {
+        "directory" => Arc::new(section.read::<directory::Options>()?),
+        _ => return Err(section.mistake(format!("there is no installer {name:?}: directory is one"))),
+    })
+}
+
 /// What a target runs, by its own account.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Standing {
     /// What runs now; another one than `committed` while that is on trial.
     pub(crate) running: Reference,
     /// What runs after the next power cut if nothing else is said.
     pub(crate) committed: Reference,
+}
+
+impl Standing {
+    const FILE: &str = "standing.json";
+
+    /// Keeps it for `fleetwave-agent status`, which asks no installer.
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
+        if Self::read(dir)?.as_ref() == Some(self) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(dir)?;
+        files::replace(&dir.join(Self::FILE), &serde_json::to_vec(self)?)
+    }
+
+    /// What was kept last; `None` if no agent has run there.
+    pub(crate) fn read(dir: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(dir.join(Self::FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => Ok(serde_json::from_slice(&read?).ok()),
+        }
+    }
 }
 
 /// Where the bytes of a payload go, so that staging needs no second copy.
@@ -47,6 +104,8 @@ pub(crate) struct Place {
 pub(crate) enum Activated {
     /// It runs: the target's next life begins at once.
     Running,
+    /// Nothing went down, but what stands for a boot has happened: the whole agent begins its life anew.
+    Anew,
     /// The machine goes down, and this process with it.
     GoingDown,
 }
@@ -120,6 +179,26 @@ pub(crate) enum InstallError {
 }
 
 impl InstallError {
+    /// What the machine is told of it.
+    pub(crate) fn told(&self) -> fleetwave_agent_core::InstallError {
+        use fleetwave_agent_core::InstallError as Told;
+        match self {
+            Self::Io { source, .. } => Told::Storage(storage_error(source)),
+            Self::Payload(_) => Told::Payload,
+            Self::Command(_) | Self::Unhealthy(_) => Told::Failed,
+            Self::Refused(_) => Told::Refused,
+            Self::Hook(_) => Told::Hook,
+        }
+    }
+
+    /// The same, where only storage is thought of.
+    pub(crate) fn storage(&self) -> StorageError {
+        match self {
+            Self::Io { source, .. } => storage_error(source),
+            _ => StorageError::Failed,
+        }
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         |source| Self::Io { what: what.into(), source }
     }

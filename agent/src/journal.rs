@@ -7,14 +7,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fleetwave_agent_core::{Record, ReleaseId, Releases, ResultCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use crate::files;
+use crate::{crash, files};
 
 const NAME: &str = "journal";
 
@@ -137,26 +137,47 @@ impl Replay {
 /// A journal to append to.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    file: File,
+    dir: PathBuf,
+    /// There is none before the first record, or while it cannot be written.
+    file: Option<File>,
     end: End,
 }
 
 impl Journal {
-    /// Opens the journal in `dir`, made if it is missing, and cuts off what is not sound.
-    pub(crate) fn open(dir: &Path, releases: &mut Releases) -> io::Result<(Self, Vec<Record>)> {
-        let Replay { records, torn, end } = Replay::read(dir, releases)?;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(dir.join(NAME))?;
-        files::sync_dir(dir)?;
+    /// The journal in `dir`, as far as it can be read: a device whose storage fails still has to say so. Nothing is
+    /// written before the first record.
+    pub(crate) fn open(dir: &Path, releases: &mut Releases) -> (Self, Vec<Record>) {
+        let Replay { records, torn, end } = Replay::read(dir, releases).unwrap_or_else(|error| {
+            tracing::error!(%error, dir = %dir.display(), "the journal cannot be read");
+            Replay::default()
+        });
         if torn > 0 {
             tracing::warn!(
                 bytes = torn,
                 sound = end.offset,
-                "the end of the journal is torn or corrupt: cut off"
+                "the end of the journal is torn or corrupt: it will be cut off"
             );
-            file.set_len(end.offset)?;
-            file.sync_all()?;
         }
-        Ok((Self { file, end }, records))
+        (Self { dir: dir.to_owned(), file: None, end }, records)
+    }
+
+    /// Opens the file, made if it is missing, and cuts off what is not sound.
+    fn file(&mut self) -> io::Result<&File> {
+        if self.file.is_none() {
+            std::fs::create_dir_all(&self.dir)?;
+            if let Some(parent) = self.dir.parent() {
+                files::sync_dir(parent)?;
+            }
+            let path = self.dir.join(NAME);
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            if file.metadata()?.len() > self.end.offset {
+                file.set_len(self.end.offset)?;
+                file.sync_all()?;
+            }
+            files::sync_dir(&self.dir)?;
+            self.file = Some(file);
+        }
+        Ok(self.file.as_ref().expect("just opened"))
     }
 
     /// Makes a record durable. After an error the journal ends where it did before.
@@ -170,13 +191,18 @@ impl Journal {
             end.releases.len() - 1
         });
         lines.push_str(&end.line(&Entry::new(record, number)));
+        let offset = self.end.offset;
+        let file = self.file()?;
+        crash::point("journal: before");
         // At the known end, whatever an append that failed has left there.
-        let written = self.file.write_all_at(lines.as_bytes(), self.end.offset);
-        if let Err(error) = written.and_then(|()| self.file.sync_data()) {
+        let written = file.write_all_at(lines.as_bytes(), offset);
+        if let Err(error) = written.and_then(|()| file.sync_data()) {
             // If this fails too, the next append or the next start gets rid of the rest.
-            let _ = self.file.set_len(self.end.offset);
+            let _ = file.set_len(offset);
+            self.file = None;
             return Err(error);
         }
+        crash::point("journal: durable");
         self.end = end;
         Ok(())
     }
@@ -210,7 +236,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut known = releases();
         let written = records(&mut known);
-        let (mut journal, none) = Journal::open(dir.path(), &mut known).expect("opens");
+        let (mut journal, none) = Journal::open(dir.path(), &mut known);
         assert!(none.is_empty());
         let mut ends = vec![0];
         for record in &written {
@@ -221,10 +247,10 @@ mod tests {
         for cut in 0..=whole.len() {
             std::fs::write(dir.path().join(NAME), &whole[..cut]).expect("writes");
             let sound = ends.iter().filter(|end| **end <= cut as u64).count() - 1;
-            let (mut journal, read) = Journal::open(dir.path(), &mut known).expect("opens");
+            let (mut journal, read) = Journal::open(dir.path(), &mut known);
             assert_eq!(read, written[..sound], "cut at {cut}");
             journal.append(written[0], &known).expect("appends");
-            let (_, again) = Journal::open(dir.path(), &mut known).expect("opens");
+            let (_, again) = Journal::open(dir.path(), &mut known);
             assert_eq!(again.len(), sound + 1, "cut at {cut}");
         }
     }
@@ -234,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut known = releases();
         let written = records(&mut known);
-        let (mut journal, _) = Journal::open(dir.path(), &mut known).expect("opens");
+        let (mut journal, _) = Journal::open(dir.path(), &mut known);
         written.iter().for_each(|record| journal.append(*record, &known).expect("appends"));
         let whole = std::fs::read(dir.path().join(NAME)).expect("reads");
         for at in 0..whole.len() {
@@ -252,7 +278,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut known = releases();
         let written = records(&mut known);
-        let (mut journal, _) = Journal::open(dir.path(), &mut known).expect("opens");
+        let (mut journal, _) = Journal::open(dir.path(), &mut known);
         journal.append(written[5], &known).expect("appends");
         let mut fresh = releases();
         let replay = Replay::read(dir.path(), &mut fresh).expect("reads");

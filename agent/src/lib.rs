@@ -1,21 +1,21 @@
 //! The update agent for a device: the sans-IO machine of [`fleetwave_agent_core`] with real MQTT, real HTTP and real
 //! files around it.
 //!
-//! What is not real yet is the boot: slots are directories, and in place of a reboot the agent drops all that it
-//! knows and starts again from what is on disk. `docs/agent.md` lists what else is missing.
+//! A device has *targets*, each with an installer of its own; `docs/agent.md` lists what there is and what is missing.
 //!
 //! * [`Config`]: the operator's file.
-//! * [`run`]: the agent's life.
+//! * [`run`]: the agent's life, as a process has it; [`live`] is the same as a future, for many of them in one.
 //! * [`status`]: what is on disk, told to people.
 
 mod boot;
 mod command;
 mod config;
+mod crash;
+mod device;
 mod files;
 mod health;
 mod install;
 mod journal;
-mod life;
 mod link;
 mod locks;
 mod logs;
@@ -23,8 +23,10 @@ mod metrics;
 mod notify;
 mod payload;
 mod probation;
-mod slots;
+mod progress;
 mod status;
+mod target;
+mod unit;
 mod watchdog;
 
 #[cfg(test)]
@@ -34,20 +36,42 @@ mod loader;
 #[path = "../tests/common/real.rs"]
 mod real;
 
+use std::future::Future;
+use std::path::PathBuf;
+
 use fleetwave_agent_core::ResultCode;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use command::Command;
-pub use config::{Config, ConfigError, ConnectionString, Health, Hub, Installed, Limits, Trust};
+pub use config::{Config, ConfigError, ConnectionString, Hub, Installed, Limits, TargetConfig, Trust};
 pub use health::Checks;
 pub use locks::{AtDeadline, LocalUrl, Locks};
 pub use logs::{Filter, Log, Recent, start as start_log};
 pub use metrics::{Loopback, Metrics};
-pub use slots::StateError;
 pub use status::status;
+pub use target::Target;
 
-use life::{Death, Life};
-use slots::Store;
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Reading or writing failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Another agent runs in it.
+    #[error("the state directory {} is in use by another agent", .0.display())]
+    InUse(PathBuf),
+}
+
+impl StateError {
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        |source| Self::Io { path: path.to_owned(), source }
+    }
+}
 
 /// Why an agent could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +91,7 @@ pub enum Ended {
     Stopped,
     /// The hub wants nothing more, and knows what runs.
     Settled {
-        /// The release that runs.
+        /// The release that runs; with several targets, those of all of them.
         running: String,
     },
     /// The hub knows that the desired release was given up.
@@ -87,35 +111,23 @@ pub enum Ended {
 pub fn run(config: &Config, once: bool) -> Result<Ended, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut stop = Stop::new()?;
-        let mut store = Store::open(&config.state, &config.installed)?;
-        tracing::warn!(
-            "nothing boots what this version installs: slots are directories, and a reboot is a new start of the agent"
-        );
-        loop {
-            match Life::begin(config, &mut store)?.live(once, &mut stop).await {
-                Death::Reboot => {}
-                Death::Ended(ended) => return Ok(ended),
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stop = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
             }
-        }
+        };
+        Ok(device::live(config, once, stop).await?)
     })
 }
 
-/// The signals that ask the agent to end.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
+/// The same as a future, until `stop` ends. It takes no signals and shares nothing with others: as many agents as memory
+/// holds may live on one thread, in a `tokio::task::LocalSet`. Dropping it is as good as a power cut.
+///
+/// # Errors
+/// If another agent uses the state directory. Everything else the agent lives with.
+pub async fn live(config: &Config, once: bool, stop: impl Future<Output = ()>) -> Result<Ended, RunError> {
+    Ok(device::live(config, once, stop).await?)
 }

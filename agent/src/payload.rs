@@ -19,12 +19,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::is_loopback;
+use crate::crash;
 use crate::files::{self, storage_error};
+use crate::install::Place;
+use crate::progress::Progress;
 
 /// How long the server may take for the next sign of life.
 const SILENCE: Duration = Duration::from_secs(30);
 /// The download is made durable each time that so many bytes have come.
-const CHECKPOINT: u64 = 1 << 20;
+const CHECKPOINT: u64 = 128 << 10;
 /// How much is hashed before others get their turn.
 const PIECE: usize = 256 * 1024;
 
@@ -54,12 +57,12 @@ pub(crate) fn check_link(url: &str) -> Result<Uri, LinkError> {
     if is_loopback(host) { Ok(url) } else { Err(LinkError::Elsewhere) }
 }
 
-/// Fetches what is missing from `offset` on into `path`, and says how that went.
-pub(crate) async fn fetch(url: Uri, path: PathBuf, offset: u64, size: u64) -> Event {
-    let mut sink = match Sink::open(&path, offset) {
+/// Fetches what is missing from `offset` on into its place, and says how that went.
+pub(crate) async fn fetch(url: Uri, place: Place, offset: u64, size: u64, progress: Progress) -> Event {
+    let mut sink = match Sink::open(&place, offset, progress) {
         Ok(sink) => sink,
         Err(error) => {
-            tracing::error!(%error, path = %path.display(), "the download cannot be written");
+            tracing::error!(%error, path = %place.path.display(), "the download cannot be written");
             // Whether it still holds what it held is for a later try to find out.
             return Event::FetchFailed { error: FetchError::Storage(storage_error(&error)), durable: offset };
         }
@@ -106,17 +109,20 @@ fn silent(_: tokio::time::error::Elapsed) -> Stop {
 /// The file that a download goes into.
 struct Sink {
     file: File,
+    progress: Progress,
     written: u64,
     durable: u64,
 }
 
 impl Sink {
-    fn open(path: &Path, offset: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        // What lies behind was never said to be durable.
-        file.set_len(offset)?;
-        files::sync_dir(path.parent().expect("a download lies in the state directory"))?;
-        Ok(Self { file, written: offset, durable: offset })
+    fn open(place: &Place, offset: u64, progress: Progress) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&place.path)?;
+        if place.capacity.is_none() {
+            // What lies behind was never said to be durable.
+            file.set_len(offset)?;
+            files::sync_dir(place.path.parent().expect("a download lies in the state directory"))?;
+        }
+        Ok(Self { file, progress, written: offset, durable: offset })
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -126,7 +132,9 @@ impl Sink {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        crash::point("payload: before");
         self.file.sync_data()?;
+        self.progress.write(self.written)?;
         self.durable = self.written;
         Ok(())
     }

@@ -4,21 +4,35 @@ use std::fmt::Write as _;
 
 use fleetwave_agent_core::{Durable, Phase, Releases};
 
-use crate::config::Config;
+use crate::StateError;
+use crate::config::{Config, TargetConfig};
+use crate::install::Standing;
 use crate::journal::Replay;
-use crate::slots::{Slots, StateError};
+use crate::progress::Progress;
 
-/// Some lines about the device's slots and its last update.
+/// Some lines about each target and its last update.
 ///
 /// # Errors
 /// If the state directory cannot be read.
 pub fn status(config: &Config) -> Result<String, StateError> {
-    let Some(slots) = Slots::read(&config.state)? else {
-        return Ok(format!("no agent has run in {} yet\n", config.state.display()));
+    let mut out = String::new();
+    for target in &config.targets {
+        if config.targets.len() > 1 {
+            writeln!(out, "{}", target.target).expect("a String never fails to grow");
+        }
+        out.push_str(&of_target(config, target)?);
+    }
+    Ok(out)
+}
+
+fn of_target(config: &Config, target: &TargetConfig) -> Result<String, StateError> {
+    let dir = target.target.dir(&config.state);
+    let Some(standing) = Standing::read(&dir).map_err(StateError::io(&dir))? else {
+        return Ok(format!("no agent has run in {} yet\n", dir.display()));
     };
     let mut releases = Releases::new(config.trust.0.clone());
-    let replay = Replay::read(&config.state, &mut releases).map_err(StateError::io(&config.state))?;
-    let committed = releases.intern(&slots.committed()?);
+    let replay = Replay::read(&dir, &mut releases).map_err(StateError::io(&dir))?;
+    let (committed, running) = (releases.intern(&standing.committed), releases.intern(&standing.running));
     let mut durable = Durable::new(committed);
     replay.records.iter().for_each(|record| durable.apply(*record));
     let name = |release| format!("{} (seq {})", releases[release].id, releases[release].sequence);
@@ -27,7 +41,10 @@ pub fn status(config: &Config) -> Result<String, StateError> {
     let mut line = |label: &str, text: String| {
         writeln!(out, "{label:<11}{text}").expect("a String never fails to grow");
     };
-    line("committed", format!("{} in {}", name(committed), slots.default().name()));
+    line("committed", name(committed));
+    if running != committed && durable.pending.is_some() {
+        line("on trial", name(running));
+    }
     line(
         "in flight",
         match durable.pending {
@@ -36,11 +53,10 @@ pub fn status(config: &Config) -> Result<String, StateError> {
                 let release = &releases[pending.release];
                 let how_far = match pending.phase {
                     Phase::Started { starts } => {
-                        format!("started {starts} times, {} of {} bytes", slots.stored(release), release.size)
+                        let stored = Progress::new(&dir, release).read();
+                        format!("started {starts} times, {stored} of {} bytes", release.size)
                     }
-                    Phase::Staged { boots } => {
-                        format!("in {}, booted {boots} times", slots.candidate().name())
-                    }
+                    Phase::Staged { boots } => format!("staged, booted {boots} times"),
                     Phase::Reverting(code) => format!("failed its trial: {}", code.name()),
                 };
                 format!("{}: {how_far}", name(pending.release))

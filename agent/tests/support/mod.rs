@@ -105,12 +105,12 @@ impl World {
         let key = self.hub.control().device_key(DEVICE).to_base64();
         let public = STANDARD.encode(self.key.verifying_key().to_bytes());
         let state = self.state().display().to_string();
+        let health = if health.is_empty() { String::new() } else { format!("health = {health:?}\n") };
         format!(
             "state = {state:?}\n\
              [hub]\nconnection_string = \"HostName={address};DeviceId={DEVICE};SharedAccessKey={key}\"\n\
-             [installed]\nid = \"fw-1\"\nseq = 1\n\
              [trust]\nthreshold = 1\nkeys = {{ k1 = \"{public}\" }}\n\
-             [health]\ncommand = {health:?}\n\
+             [firmware]\ninstaller = \"directory\"\ninstalled = {{ id = \"fw-1\", seq = 1 }}\n{health}\
              [limits]\nsplay_seconds = 0\nretry_seconds = 1\nreconnect_seconds = 1\n"
         )
     }
@@ -123,12 +123,17 @@ impl World {
         self.dir.path().join("state")
     }
 
+    /// Where the firmware's unit keeps what it needs.
+    pub(crate) fn firmware(&self) -> PathBuf {
+        self.state().join("firmware")
+    }
+
     pub(crate) fn download(&self) -> u64 {
-        fs::metadata(self.state().join("download.partial")).map_or(0, |file| file.len())
+        fs::metadata(self.firmware().join("download.partial")).map_or(0, |file| file.len())
     }
 
     pub(crate) fn journal(&self) -> Vec<u8> {
-        fs::read(self.state().join("journal")).expect("there is a journal")
+        fs::read(self.firmware().join("journal")).expect("there is a journal")
     }
 
     pub(crate) fn log(&self) -> String {

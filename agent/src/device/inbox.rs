@@ -1,0 +1,177 @@
+//! What comes from the hub, and the events that the machines make of it.
+
+use fleetwave_agent_core::grant::{self, Answer, Outcome};
+use fleetwave_agent_core::twin::{self, Desired};
+use fleetwave_agent_core::{Agent, Event, GrantAnswer, State};
+use fleetwave_protocol::{Down, Profile, bag};
+use rumqttc::Publish;
+use serde_json::{Map, Value};
+
+use super::Device;
+use super::outbox::{Asked, Question, Who};
+use crate::link::Arrival;
+use crate::payload;
+use crate::unit::{Offer, Unit};
+
+impl Device<'_> {
+    pub(super) fn arrived(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Connected { session_present } => self.connected(session_present),
+            Arrival::Lost(why) => {
+                tracing::warn!(why, "not connected");
+                self.disconnected();
+            }
+            Arrival::Message(message) => self.message(&message),
+        }
+    }
+
+    fn message(&mut self, message: &Publish) {
+        let device = &self.config.hub.connection_string.device;
+        let Ok(down) = Profile::IotHub.decode_down(device, &message.topic, &message.payload) else {
+            tracing::warn!(topic = message.topic, "a message on a topic that the agent does not know");
+            return;
+        };
+        match down {
+            Down::TwinAnswer { rid, status, body, .. } => {
+                match rid.parse().ok().and_then(|rid| self.outbox.answered(rid)) {
+                    None => {
+                        tracing::debug!(rid, status, "an answer to nothing that was asked");
+                    }
+                    Some(Question::Report(all)) => self.reported(&all, status),
+                    Some(Question::Twin(all)) => self.twin(&all, status, body),
+                }
+            }
+            Down::Desired { version, body } => self.desired(version, body),
+            Down::Method { name, rid, body } if name == grant::METHOD => self.grant(body, Some(rid)),
+            Down::Method { name, rid, .. } => {
+                tracing::warn!(%name, "a direct method that this version does not have");
+                let body = br#"{"message":"this version of the agent has no such method"}"#;
+                self.outbox.answer(rid.to_owned(), 501, body.to_vec());
+            }
+            Down::CloudToDevice { properties, body }
+                if bag::get(properties, "kind").as_deref() == Some("grant") =>
+            {
+                self.grant(body, None);
+            }
+            Down::CloudToDevice { .. } => tracing::warn!("a cloud-to-device message that is no grant"),
+        }
+    }
+
+    /// The unit that asked, if it still lives the life in which it did.
+    fn asking(&mut self, asked: Asked) -> Option<&mut Unit> {
+        let Who::Unit { index, life } = asked.who else { return None };
+        self.units.get_mut(index).filter(|unit| unit.life == life)
+    }
+
+    fn reported(&mut self, all: &[Asked], status: u16) {
+        if !(200..300).contains(&status) {
+            tracing::warn!(status, "the hub refused a report");
+        }
+        for asked in all {
+            if let Some(unit) = self.asking(*asked) {
+                // One that is refused for now will be repeated, and nothing is settled until then.
+                unit.reporting = matches!(status, 429 | 500..);
+                unit.hear(Event::Reported { rid: asked.rid, status });
+            }
+        }
+    }
+
+    fn twin(&mut self, all: &[Asked], status: u16, body: &[u8]) {
+        let read = if status == 200 { read_twin(body) } else { Err(format!("status {status}")) };
+        let (version, desired, reported) = match read {
+            Ok(read) => read,
+            Err(why) => {
+                tracing::warn!(why, "the twin was refused, or cannot be read");
+                for asked in all {
+                    match asked.who {
+                        Who::Lead => self.lead.hear(Event::TwinRefused(status)),
+                        Who::Unit { .. } => {
+                            if let Some(unit) = self.asking(*asked) {
+                                unit.hear(Event::TwinRefused(status));
+                            }
+                        }
+                    }
+                }
+                return;
+            }
+        };
+        for asked in all {
+            if asked.who == Who::Lead {
+                self.lead.hear_twin(version);
+            } else if let Some(unit) = self.asking(*asked) {
+                // What is desired is read first: what was reported may name releases that only it tells.
+                let section = unit.target.as_str();
+                let desired = twin::read_section(&desired, section, &mut unit.releases);
+                let reported = reported.as_ref();
+                let reported = reported
+                    .and_then(|reported| twin::read_section_status(reported, section, &unit.releases));
+                unit.hear(Event::Twin { version, desired, reported });
+            }
+        }
+    }
+
+    fn desired(&mut self, version: u64, body: &[u8]) {
+        let patch: Map<String, Value> = match serde_json::from_slice(body) {
+            Ok(patch) => patch,
+            Err(error) => {
+                // The next change, or the next connection, shows that this one is missing.
+                tracing::warn!(%error, "a change of the desired properties cannot be read");
+                return;
+            }
+        };
+        self.lead.hear(Event::Desired { version, desired: Desired::Nothing });
+        for unit in &mut self.units {
+            let Some(before) = unit.agent().map(Agent::desired) else { continue };
+            let after = twin::patch_section(&patch, unit.target.as_str(), before, &mut unit.releases);
+            unit.hear(Event::Desired { version, desired: after.unwrap_or(before) });
+        }
+    }
+
+    fn grant(&mut self, body: &[u8], method: Option<&str>) {
+        let found = serde_json::from_slice::<Answer>(body).ok().and_then(|answer| {
+            // An answer that names no target may be to any: from a cloud side that knows of one alone.
+            let meant = |unit: &&mut Unit| {
+                answer.target.as_deref().is_none_or(|target| target == unit.target.as_str())
+                    && unit.releases.find(&answer.id, answer.seq).is_some()
+            };
+            let mut meant: Vec<_> = self.units.iter_mut().filter(meant).collect();
+            let waiting = meant.iter().position(|unit| unit.state() == Some(State::Granting));
+            // The first that knows the release says that it waits for nothing, if none does.
+            let unit = if meant.is_empty() { None } else { Some(meant.swap_remove(waiting.unwrap_or(0))) };
+            Some((unit?, answer))
+        });
+        let Some((unit, answer)) = found else {
+            tracing::warn!("a grant that is malformed, or for a release that nobody asked for");
+            if let Some(rid) = method {
+                self.outbox.answer(rid.to_owned(), 400, b"null".to_vec());
+            }
+            return;
+        };
+        let Some(release) = unit.releases.find(&answer.id, answer.seq) else { return };
+        let link = match &answer.outcome {
+            Outcome::Granted { url, .. } => payload::check_link(url).map(Some),
+            Outcome::RetryAfter(_) | Outcome::Refused(_) => Ok(None),
+        };
+        let (url, decision) = match link {
+            Ok(url) => (url, answer.decision()),
+            Err(error) => {
+                tracing::error!(%error, "the grant counts as refused");
+                (None, GrantAnswer::Refused)
+            }
+        };
+        unit.offer = Some(Offer { url, method: method.map(str::to_owned) });
+        unit.hear(Event::Grant { release, answer: decision });
+    }
+}
+
+/// Version, desired and reported properties of a twin.
+type Read = (u64, Map<String, Value>, Option<Value>);
+
+fn read_twin(body: &[u8]) -> Result<Read, String> {
+    let mut twin: Map<String, Value> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let Some(Value::Object(desired)) = twin.remove("desired") else {
+        return Err("no desired properties".into());
+    };
+    let version = desired.get("$version").and_then(Value::as_u64).ok_or("no version")?;
+    Ok((version, desired, twin.remove("reported")))
+}
