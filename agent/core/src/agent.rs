@@ -71,18 +71,33 @@ pub struct Agent {
     mismatches: u8,
     /// How often the cloud side has put this update off.
     postponed: u8,
-    /// How the payload is fetched, once that is known.
+    /// How the payload is fetched, once that is known and if it is to be told.
     method: Option<Method>,
-    /// What is fetched was planned, where plans are made.
-    planned: bool,
-    /// The installation was begun in its window.
-    begun: bool,
     /// Reports since the last success.
     report_tries: u8,
-    /// Nothing has come yet over the subscriptions, which may not be in force.
-    unheard: bool,
+    /// What is or is not so.
+    flags: Flags,
     /// Where observers were last told that the update stands.
     shown: State,
+}
+
+/// One bit each: there are a million agents.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flags(u8);
+
+impl Flags {
+    /// Nothing has come yet over the subscriptions, which may not be in force.
+    const UNHEARD: u8 = 1;
+    /// What is fetched was planned, where plans are made.
+    const PLANNED: u8 = 2;
+
+    const fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    const fn set(&mut self, flag: u8, on: bool) {
+        self.0 = if on { self.0 | flag } else { self.0 & !flag };
+    }
 }
 
 /// One call of [`Agent::handle`]: what it was given, and where effects go.
@@ -122,10 +137,8 @@ impl Agent {
             mismatches: 0,
             postponed: 0,
             method: None,
-            planned: false,
-            begun: false,
             report_tries: 0,
-            unheard: false,
+            flags: Flags::default(),
             shown: State::Idle,
         }
     }

@@ -52,13 +52,15 @@ pub struct Durable {
     pub pending: Option<Pending>,
     /// How the last update ended.
     pub last: Option<(ReleaseId, ResultCode)>,
+    /// How often that one ended in the same way just before: a release that was committed and did not stay.
+    pub repeats: u8,
 }
 
 impl Durable {
     /// A device that runs `committed` and has never updated.
     #[must_use]
     pub const fn new(committed: ReleaseId) -> Self {
-        Self { committed, pending: None, last: None }
+        Self { committed, pending: None, last: None, repeats: 0 }
     }
 
     /// Adds a record.
@@ -85,7 +87,9 @@ impl Durable {
                 if code == ResultCode::Ok {
                     self.committed = release;
                 }
-                self.last = Some((release, code));
+                let last = Some((release, code));
+                self.repeats = if self.last == last { self.repeats.saturating_add(1) } else { 0 };
+                self.last = last;
                 self.pending = None;
                 return;
             }

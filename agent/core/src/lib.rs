@@ -24,6 +24,7 @@ mod event;
 pub mod grant;
 mod journal;
 mod policy;
+mod reference;
 mod release;
 pub mod twin;
 mod window;
@@ -35,8 +36,9 @@ pub use event::{
     StorageError, VerifyError,
 };
 pub use journal::{Durable, Pending, Phase, Record};
-pub use policy::{AtDeadline, Backoff, Caps, Locks, Policy};
-pub use release::{Archive, FIRMWARE, Release, ReleaseId, Releases, TrustRoot, Unsigned, sign};
+pub use policy::{AtDeadline, Backoff, Caps, Locks, Policy, PolicyError};
+pub use reference::{Archive, FIRMWARE, TrustRoot, Unsigned, sign};
+pub use release::{Release, ReleaseId, Releases};
 pub use window::{Days, Place, Window};
 
 /// Where an agent's update stands.

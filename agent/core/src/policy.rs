@@ -42,6 +42,8 @@ pub struct Policy {
     pub locks: Option<Locks>,
     /// What downloads may cost.
     pub caps: Option<Caps>,
+    /// Whether reports say what an update will cost.
+    pub report_plan: bool,
     /// How often the cloud side may put one update off before it is given up.
     pub postponements: u8,
     /// The largest payload that a slot takes.
@@ -67,13 +69,56 @@ impl Default for Policy {
             utc_offset: 0,
             locks: None,
             caps: None,
+            report_plan: false,
             postponements: 100,
             slot_size: 4 << 30,
         }
     }
 }
 
+/// A value of a policy that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{member} {problem}")]
+pub struct PolicyError {
+    /// Which member.
+    pub member: &'static str,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
 impl Policy {
+    /// Looks for values with which no update could come to a good end, or the machine would turn without a pause.
+    ///
+    /// # Errors
+    /// The first such value.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        const NO_TIME: &str = "is zero: nothing could come in time";
+        const NO_TRY: &str = "is zero: nothing would ever be tried";
+        let window = |window: Option<Window>| window.map_or(Ok(()), |window| window.check());
+        let named = |member| move |problem| PolicyError { member, problem };
+        let zero = [
+            ("request_timeout", self.request_timeout.is_zero(), NO_TIME),
+            ("grant_timeout", self.grant_timeout.is_zero(), NO_TIME),
+            ("probation_timeout", self.probation_timeout.is_zero(), NO_TIME),
+            ("retry", self.retry.max.is_zero(), "is zero: what fails would be tried without a pause"),
+            ("reconnect", self.reconnect.max.is_zero(), "is zero: a hub would be called without a pause"),
+            ("boot_attempts", self.boot_attempts == 0, NO_TRY),
+            ("start_attempts", self.start_attempts == 0, NO_TRY),
+            (
+                "locks.retry",
+                self.locks.is_some_and(|locks| locks.retry.is_zero()),
+                "is zero: nobody is left in peace",
+            ),
+            ("caps", self.caps.is_some_and(|caps| caps.per_update.min(caps.per_window) == 0), NO_TRY),
+            ("utc_offset", self.utc_offset.abs() > 14 * 3600, "is more than 14 hours"),
+        ];
+        if let Some(&(member, _, problem)) = zero.iter().find(|(_, is, _)| *is) {
+            return Err(PolicyError { member, problem });
+        }
+        window(self.download_window).map_err(named("download_window"))?;
+        window(self.install_window).map_err(named("install_window"))
+    }
+
     /// The device's local time.
     #[must_use]
     pub fn local(&self, wall: WallTime) -> WallTime {
@@ -152,6 +197,28 @@ mod tests {
             let pause = backoff.pause(attempt, &mut rng);
             assert!(pause <= ceiling && pause >= ceiling / 2, "{attempt}: {pause:?}");
             assert!(backoff.spread(attempt, &mut rng) <= ceiling);
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_by_name() {
+        let good = Policy::default();
+        assert_eq!(good.check(), Ok(()));
+        let hour = Duration::from_secs(3600);
+        let window = Some(Window::daily(hour, Duration::ZERO));
+        let locks = Locks { retry: Duration::ZERO, deadline: hour, at_deadline: AtDeadline::Proceed };
+        let caps = Caps { per_update: 0, per_window: u64::MAX };
+        for (policy, member) in [
+            (Policy { request_timeout: Duration::ZERO, ..good.clone() }, "request_timeout"),
+            (Policy { probation_timeout: Duration::ZERO, ..good.clone() }, "probation_timeout"),
+            (Policy { boot_attempts: 0, ..good.clone() }, "boot_attempts"),
+            (Policy { download_window: window, ..good.clone() }, "download_window"),
+            (Policy { install_window: window, ..good.clone() }, "install_window"),
+            (Policy { locks: Some(locks), ..good.clone() }, "locks.retry"),
+            (Policy { caps: Some(caps), ..good.clone() }, "caps"),
+            (Policy { utc_offset: 86_400, ..good.clone() }, "utc_offset"),
+        ] {
+            assert_eq!(policy.check().expect_err(member).member, member);
         }
     }
 }

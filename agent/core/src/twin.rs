@@ -4,18 +4,19 @@
 //! ```json
 //! desired   {"firmware": {"id": "fw-2", "seq": 2, "size": 65536, "sha256": "…", "sigs": {"k1": "…"}, "cancel": true}}
 //! reported  {"firmware": {"running": {"id": "fw-1", "seq": 1}, "state": "updating", "target": "fw-2", "code": null,
-//!                         "plan": {"method": "full", "bytes": 65536, "requests": 1}}}
+//!                         "plan": {"id": "fw-2", "method": "full", "bytes": 65536, "requests": 1}}}
 //! ```
 //!
-//! Removing a section from the desired properties, or setting `cancel`, stops an update that is under way. `plan` says
-//! what the update was going to cost when that became known.
+//! Removing a section from the desired properties, or setting `cancel`, stops an update that is under way. `plan` is
+//! what an update was going to cost when that became known, if the policy has it reported; it stays when that update
+//! has ended.
 //!
 //! What a driver with several targets needs are [`read_section`], [`patch_section`], [`read_section_status`] and
 //! [`write_section`]; the other functions are these for the firmware of a device that has nothing else.
 
 use serde_json::{Map, Value, json};
 
-use crate::release::FIRMWARE;
+use crate::reference::FIRMWARE;
 use crate::{Method, Plan, ReleaseId, Releases, ResultCode};
 
 /// What the desired properties ask for.
@@ -232,7 +233,9 @@ pub fn read_section_status(reported: &Value, section: &str, releases: &Releases)
     let progress = match (firmware.get("state")?.as_str()?, target, code) {
         ("idle", None, code) => Progress::Idle(code),
         ("updating", Some(target), None) => {
-            let method = firmware.get("plan").and_then(|plan| plan.get("method")).and_then(Value::as_str);
+            // One of another release is of an update that has ended.
+            let plan = firmware.get("plan").filter(|plan| plan.get("id") == firmware.get("target"));
+            let method = plan.and_then(|plan| plan.get("method")).and_then(Value::as_str);
             Progress::Updating(target, method.and_then(Method::from_name))
         }
         ("failed", Some(target), Some(code)) => Progress::Failed(target, code),
@@ -262,28 +265,27 @@ pub fn write_section(
         Progress::Updating(target, _) => ("updating", Some(target), None),
         Progress::Failed(target, code) => ("failed", Some(target), Some(code)),
     };
-    let plan = match (status.progress, plan) {
-        (Progress::Updating(_, Some(method)), Some(plan)) if plan.method == method => {
-            json!({"method": method.name(), "bytes": plan.bytes, "requests": plan.requests})
-        }
-        // All of it, and nothing of it is there when an update begins.
-        (Progress::Updating(target, Some(Method::Full)), _) => {
-            json!({"method": Method::Full.name(), "bytes": releases[target].size, "requests": 1})
-        }
-        (Progress::Updating(_, Some(method)), _) => json!({"method": method.name()}),
-        _ => Value::Null,
-    };
-    let status = json!({
+    let mut report = json!({
         "running": {"id": &*running.id, "seq": running.sequence},
         "state": state,
         "target": target.map(|target| &*releases[target].id),
         "code": code.map(ResultCode::name),
-        "plan": plan,
     });
+    if let Progress::Updating(target, Some(method)) = status.progress {
+        let release = &releases[target];
+        let mut told = json!({"id": &*release.id, "method": method.name()});
+        // Without a plan it is all of it: when an update begins, nothing of it is there.
+        let full = Plan::full(release.size, 0);
+        if let Some(plan) = plan.or(Some(&full)).filter(|plan| plan.method == method) {
+            told["bytes"] = plan.bytes.into();
+            told["requests"] = plan.requests.into();
+        }
+        report["plan"] = told;
+    }
     let (outer, inner) = path(section);
-    let status = match inner {
-        Some(inner) => Value::Object(Map::from_iter([(inner.to_owned(), status)])),
-        None => status,
+    let report = match inner {
+        Some(inner) => Value::Object(Map::from_iter([(inner.to_owned(), report)])),
+        None => report,
     };
-    Map::from_iter([(outer.to_owned(), status)])
+    Map::from_iter([(outer.to_owned(), report)])
 }

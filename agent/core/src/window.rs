@@ -70,6 +70,21 @@ impl Window {
         Self { days: Days::ALL, opens, lasts, grace: Duration::ZERO }
     }
 
+    /// Whether it ever opens, and closes within a week.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        if self.days == Days::NONE {
+            Err("has no day: it never opens")
+        } else if self.lasts.is_zero() {
+            Err("lasts no time at all: it never opens")
+        } else if self.lasts > Duration::from_secs(7 * 86_400) {
+            Err("lasts for more than a week")
+        } else if self.opens >= Duration::from_secs(86_400) {
+            Err("opens after the end of the day")
+        } else {
+            Ok(())
+        }
+    }
+
     /// How long since it last opened, at the local time `local`; `None` if it did not within the days that matter.
     fn since_opening(&self, local: WallTime) -> Option<Duration> {
         let now = local.as_unix_millis();

@@ -5,7 +5,7 @@ use core::time::Duration;
 use fleetwave_protocol::time::{Instant, WallTime};
 
 use super::update::{Step, Then};
-use super::{Agent, Turn};
+use super::{Agent, Flags, Turn};
 use crate::journal::Record;
 use crate::{
     Effect, FetchError, GrantAnswer, InstallError, Plan, ReleaseId, ResultCode, State, StorageError,
@@ -56,7 +56,7 @@ impl Agent {
             return;
         };
         let priced = turn.cx.policy.caps.is_some() || turn.cx.releases[release].delta.is_some();
-        if priced && !self.planned {
+        if priced && !self.flags.has(Flags::PLANNED) {
             self.enter(turn, Step::Planning, State::Granting);
             turn.emit(Effect::Plan { release, offset: self.fetched });
             return;
@@ -76,7 +76,7 @@ impl Agent {
                 return;
             }
         };
-        self.method = Some(plan.method);
+        self.method = turn.cx.policy.report_plan.then_some(plan.method);
         if let Some(caps) = turn.cx.policy.caps {
             if plan.spent.saturating_add(plan.bytes) > caps.per_update {
                 self.give_up(turn, ResultCode::OverUpdateCap);
@@ -87,7 +87,7 @@ impl Agent {
                 return;
             }
         }
-        self.planned = true;
+        self.flags.set(Flags::PLANNED, true);
         self.fetch(turn);
     }
 
@@ -101,7 +101,7 @@ impl Agent {
     fn discard(&mut self, turn: &mut Turn<'_>) {
         turn.emit(Effect::Discard);
         self.fetched = 0;
-        self.planned = false;
+        self.flags.set(Flags::PLANNED, false);
     }
 
     pub(super) fn fetch_failed(&mut self, turn: &mut Turn<'_>, error: FetchError, durable: u64) {
@@ -213,8 +213,8 @@ impl Agent {
             return;
         }
         let Err(error) = result else {
-            self.begun = self.may_begin(turn);
-            self.enter(turn, Step::Staging, State::Staging);
+            let begun = self.may_begin(turn);
+            self.enter(turn, Step::Staging { begun }, State::Staging);
             turn.emit(Effect::Stage(self.pending_release()));
             return;
         };
@@ -229,13 +229,11 @@ impl Agent {
     }
 
     pub(super) fn staged(&mut self, turn: &mut Turn<'_>, result: Result<(), InstallError>) {
-        if self.step != Step::Staging {
-            return;
-        }
+        let Step::Staging { begun } = self.step else { return };
         match result {
             Ok(()) => {
                 let release = self.pending_release();
-                self.persist(turn, Record::Staged(release), Then::Activate);
+                self.persist(turn, Record::Staged(release), Then::Activate { begun });
             }
             Err(error) => self.give_up(turn, error.code()),
         }

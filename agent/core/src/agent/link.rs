@@ -3,7 +3,7 @@
 use fleetwave_protocol::time::Instant;
 
 use super::report::Reporting;
-use super::{Agent, Turn};
+use super::{Agent, Flags, Turn};
 use crate::Effect;
 use crate::twin::{Desired, Status};
 
@@ -51,8 +51,8 @@ impl Agent {
         // Versions are compared within a connection: a twin that was made anew begins at 1 again.
         self.heard_version = 0;
         // A session that the hub remembers may lack what was asked for on a connection that broke off too early.
-        if !session_present || self.unheard {
-            self.unheard = true;
+        if !session_present || self.flags.has(Flags::UNHEARD) {
+            self.flags.set(Flags::UNHEARD, true);
             turn.emit(Effect::Subscribe);
         }
         self.read_twin(turn);
@@ -101,7 +101,7 @@ impl Agent {
         }
         self.link = Link::Online;
         self.link_tries = 0;
-        self.unheard = false;
+        self.flags.set(Flags::UNHEARD, false);
         self.told = reported;
         self.heard_version = version;
         self.desired = desired;
@@ -148,7 +148,9 @@ impl Agent {
             }
             Link::Rereading(_) => self.read_twin(turn),
             Link::Connecting(_) | Link::Reading(_) => {
-                self.unheard |= matches!(self.link, Link::Reading(_));
+                if matches!(self.link, Link::Reading(_)) {
+                    self.flags.set(Flags::UNHEARD, true);
+                }
                 turn.emit(Effect::Disconnect);
                 self.lost(turn);
             }

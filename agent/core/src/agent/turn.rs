@@ -70,15 +70,16 @@ impl Agent {
     }
 
     /// Boots what was staged, as soon as the window and whoever runs on the device permit it.
-    pub(super) fn wait_to_activate(&mut self, turn: &mut Turn<'_>, ask_until: Instant) {
+    pub(super) fn wait_to_activate(&mut self, turn: &mut Turn<'_>, ask_until: Instant, begun: bool) {
         let policy = turn.cx.policy;
+        let mut begun = begun;
         if let Some(window) = policy.install_window {
             let place = window.place(policy.local(turn.now.wall));
-            self.begun |= matches!(place, Place::Open(_));
-            let goes_on = self.begun && place != Place::Closed;
-            if !goes_on {
+            begun |= matches!(place, Place::Open(_));
+            // What was begun goes on in the grace.
+            if !begun || place == Place::Closed {
                 let until = turn.now.at + self.window_wait(turn, &window);
-                self.enter(turn, Step::Staged { until, ask_until }, State::Deferred);
+                self.enter(turn, Step::Staged { until, ask_until, begun }, State::Deferred);
                 return;
             }
         }
@@ -89,7 +90,7 @@ impl Agent {
         // The time that they may take begins with the first question, and goes on outside of the window.
         let ask_until = if ask_until == Instant::NEVER { turn.now.at + locks.deadline } else { ask_until };
         let until = turn.now.at + policy.request_timeout;
-        self.enter(turn, Step::Asking { until, ask_until }, State::Deferred);
+        self.enter(turn, Step::Asking { until, ask_until, begun }, State::Deferred);
         turn.emit(Effect::AskLocks);
     }
 
@@ -100,19 +101,19 @@ impl Agent {
     }
 
     pub(super) fn locks(&mut self, turn: &mut Turn<'_>, answer: LockAnswer) {
-        let Step::Asking { ask_until, .. } = self.step else { return };
+        let Step::Asking { ask_until, begun, .. } = self.step else { return };
         match answer {
             LockAnswer::Free => self.activate(turn),
-            LockAnswer::Held => self.locked(turn, ask_until),
+            LockAnswer::Held => self.locked(turn, ask_until, begun),
         }
     }
 
     /// Somebody does not want to be interrupted now, or does not answer.
-    pub(super) fn locked(&mut self, turn: &mut Turn<'_>, ask_until: Instant) {
+    pub(super) fn locked(&mut self, turn: &mut Turn<'_>, ask_until: Instant, begun: bool) {
         match turn.cx.policy.locks {
             Some(locks) if turn.now.at < ask_until => {
                 let until = (turn.now.at + locks.retry.max(SHORTEST_RETRY)).min(ask_until);
-                self.step = Step::Staged { until, ask_until };
+                self.step = Step::Staged { until, ask_until, begun };
             }
             Some(locks) if locks.at_deadline == AtDeadline::GiveUp => {
                 self.give_up(turn, ResultCode::LockTimeout);

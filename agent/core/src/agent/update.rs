@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use fleetwave_protocol::time::{Instant, WallTime, micros};
 
-use super::{Agent, Boot, Turn};
+use super::{Agent, Boot, Flags, Turn};
 use crate::journal::{Pending, Phase, Record};
 use crate::twin::Desired;
 use crate::{Effect, HealthError, InstallError, Method, ReleaseId, ResultCode, State, StorageError};
@@ -18,9 +18,9 @@ pub(super) enum Step {
     Deferred { release: ReleaseId, until: Instant },
     /// Staged: waits for its turn to be booted. Whoever runs on the device is asked at the most until `ask_until`;
     /// nobody was asked yet if that is never.
-    Staged { until: Instant, ask_until: Instant },
+    Staged { until: Instant, ask_until: Instant, begun: bool },
     /// Has asked whoever runs on the device; no answer by `until` is as good as a refusal.
-    Asking { until: Instant, ask_until: Instant },
+    Asking { until: Instant, ask_until: Instant, begun: bool },
     /// Picked up after a cold start: goes on once the twin has been read.
     Resuming,
     /// A record is being made durable; `then` relies on it.
@@ -35,8 +35,8 @@ pub(super) enum Step {
     Downloading { until: Instant },
     /// Being verified.
     Verifying,
-    /// Being put into the slot.
-    Staging,
+    /// Being put into the slot, which was begun in the window of installations or not.
+    Staging { begun: bool },
     /// The device is about to go down.
     Rebooting,
     /// On trial: healthy or not known yet.
@@ -53,7 +53,7 @@ pub(super) enum Then {
     /// Ask for a grant.
     Grant,
     /// Boot the slot when that is allowed.
-    Activate,
+    Activate { begun: bool },
     /// Boot the slot now.
     Reboot,
     /// Go back to the committed slot.
@@ -91,7 +91,7 @@ impl Step {
             | Self::Planning
             | Self::Downloading { .. }
             | Self::Verifying
-            | Self::Staging
+            | Self::Staging { .. }
             | Self::PersistPause { .. }
             | Self::Backoff { .. } => true,
             // From here on the slot decides: the next release waits for the end of this one.
@@ -167,7 +167,7 @@ impl Agent {
         match self.step {
             Step::Resuming if self.is_online() => match self.durable.pending {
                 Some(Pending { phase: Phase::Staged { .. }, .. }) => {
-                    self.wait_to_activate(turn, Instant::NEVER);
+                    self.wait_to_activate(turn, Instant::NEVER, false);
                 }
                 Some(pending) => self.persist(turn, Record::Started(pending.release), Then::Grant),
                 None => self.step = Step::Idle,
@@ -229,8 +229,7 @@ impl Agent {
         self.postponed = 0;
         self.fetched = 0;
         self.furthest = 0;
-        self.planned = false;
-        self.begun = false;
+        self.flags.set(Flags::PLANNED, false);
         self.expect_method(turn, wanted);
         let delay = self.rng.between(0, micros(turn.cx.policy.splay));
         let until = turn.now.at + Duration::from_micros(delay);
@@ -248,6 +247,11 @@ impl Agent {
         if release.sequence < turn.cx.releases[self.durable.committed].sequence && !release.downgrade {
             return Err(ResultCode::Downgrade);
         }
+        // It was installed again and again, and something took it back each time.
+        let again = self.durable.last == Some((wanted, ResultCode::Ok));
+        if again && self.durable.repeats.saturating_add(1) >= policy.start_attempts {
+            return Err(ResultCode::StartLoop);
+        }
         // Without a cheaper way its cost is known before anyone is asked.
         if release.delta.is_none() && policy.caps.is_some_and(|caps| release.size > caps.per_update) {
             return Err(ResultCode::OverUpdateCap);
@@ -255,9 +259,10 @@ impl Agent {
         Ok(())
     }
 
-    /// How `release` will be fetched, if there is but one way.
+    /// How `release` will be fetched, to be told, if there is but one way.
     fn expect_method(&mut self, turn: &Turn<'_>, release: ReleaseId) {
-        self.method = turn.cx.releases[release].delta.is_none().then_some(Method::Full);
+        let known = turn.cx.policy.report_plan && turn.cx.releases[release].delta.is_none();
+        self.method = known.then_some(Method::Full);
     }
 
     pub(super) fn step_deadline(&mut self, turn: &mut Turn<'_>) {
@@ -266,8 +271,8 @@ impl Agent {
         }
         match self.step {
             Step::Deferred { release, .. } => self.turn_has_come(turn, release),
-            Step::Staged { ask_until, .. } => self.wait_to_activate(turn, ask_until),
-            Step::Asking { ask_until, .. } => self.locked(turn, ask_until),
+            Step::Staged { ask_until, begun, .. } => self.wait_to_activate(turn, ask_until, begun),
+            Step::Asking { ask_until, begun, .. } => self.locked(turn, ask_until, begun),
             Step::Downloading { .. } => self.pause_fetch(turn),
             Step::PersistPause { record, then, .. } => self.persist(turn, record, then),
             Step::Granting { .. } => self.failed(turn, ResultCode::GrantTimeout),
@@ -330,8 +335,8 @@ impl Agent {
         match then {
             Then::Grant => self.go_on(turn),
             // Not straight into the reboot: this is the last moment at which the update can be called off.
-            Then::Activate => {
-                self.step = Step::Staged { until: turn.now.at, ask_until: Instant::NEVER };
+            Then::Activate { begun } => {
+                self.step = Step::Staged { until: turn.now.at, ask_until: Instant::NEVER, begun };
             }
             Then::Reboot => {
                 self.step = Step::Rebooting;

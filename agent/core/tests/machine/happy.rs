@@ -3,12 +3,10 @@
 use fleetwave_agent_core::{Effect, Record, State};
 use serde_json::{Value, json};
 
-use crate::world::{SIZE, World, reference};
+use crate::world::{World, reference};
 
 fn report(running: &str, seq: u64, state: &str, target: Option<&str>, code: Option<&str>) -> Value {
-    let plan = target.map(|_| json!({"method": "full", "bytes": SIZE, "requests": 1}));
-    let running = json!({"id": running, "seq": seq});
-    json!({"firmware": {"running": running, "state": state, "target": target, "code": code, "plan": plan}})
+    json!({"firmware": {"running": {"id": running, "seq": seq}, "state": state, "target": target, "code": code}})
 }
 
 #[test]
