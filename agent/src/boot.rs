@@ -3,8 +3,6 @@
 //! An adapter speaks to a boot loader through what the loader itself reads: a file on the boot partition, an
 //! environment. Nothing else is remembered, so what the agent believes is what the next power cut brings.
 
-#![allow(dead_code, unused_imports, reason = "the installer for slots comes with the next commits")]
-
 mod grub;
 mod running;
 #[cfg(test)]
@@ -131,7 +129,6 @@ pub(crate) enum BootConfig {
     /// The Raspberry Pi's own firmware, with `autoboot.txt`.
     Tryboot {
         /// The file, on the mounted first partition.
-        #[serde(default = "tryboot::autoboot")]
         autoboot: PathBuf,
         /// The number of each slot's boot partition.
         partitions: Pair<u32>,

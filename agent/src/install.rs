@@ -7,6 +7,9 @@
 #![allow(dead_code, reason = "the installers come with the next commits")]
 
 pub(crate) mod directory;
+#[cfg(feature = "rauc")]
+mod rauc;
+mod slot;
 
 pub(crate) mod unpack;
 
@@ -56,9 +59,26 @@ pub(crate) trait Options: fmt::Debug + Send + Sync {
 pub(crate) fn options(name: &str, section: Section<'_>) -> Result<Arc<dyn Options>, toml::de::Error> {
     Ok(match name {
         "directory" => Arc::new(section.read::<directory::Options>()?),
-        _ => return Err(section.mistake(format!("there is no installer {name:?}: directory is one"))),
+        "slot" => Arc::new(section.read::<slot::Options>()?),
+        #[cfg(feature = "rauc")]
+        "rauc" => Arc::new(section.read::<rauc::Options>()?),
+        _ => {
+            let names = NAMES.join(", ");
+            return Err(section.mistake(format!("there is no installer {name:?}: {names} are there")));
+        }
     })
 }
+
+/// All that this agent was built with.
+const NAMES: &[&str] = &[
+    "directory",
+    "slot",
+    #[cfg(feature = "rauc")]
+    "rauc",
+];
+
+/// Those that boot what they install, which only the firmware may do.
+pub(crate) const FIRMWARE_ONLY: [&str; 2] = ["slot", "rauc"];
 
 /// What a target runs, by its own account.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -197,6 +217,15 @@ impl InstallError {
             Self::Io { source, .. } => storage_error(source),
             _ => StorageError::Failed,
         }
+    }
+
+    /// Where only an [`io::Error`] may come out: the kind of the one inside, and all of the message.
+    pub(crate) fn into_io(self) -> io::Error {
+        let kind = match &self {
+            Self::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, self.to_string())
     }
 
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

@@ -1,8 +1,6 @@
 //! Whether new firmware works: the system came up, and the operator's own checks are content. Whether it reaches the
 //! hub is for the machine to see.
 
-#![allow(dead_code, reason = "the installer for slots comes with the next commits")]
-
 use std::time::Duration;
 
 use serde::Deserialize;

@@ -227,11 +227,11 @@ fn a_boot_section_says_which_loader_and_a_slot_must_not_be_both() {
     let environment = PathBuf::from("/boot/grub/grubenv");
     assert_eq!(grub, BootConfig::Grub { environment, entries: pair("slot-a".into(), "slot-b".into()) });
     assert!(read("loader = 'uboot'\nconfig = '/etc/fw_env.config'").is_ok());
-    assert!(read("loader = 'tryboot'\npartitions = { a = 2, b = 3 }").is_ok());
+    assert!(read("loader = 'tryboot'\nautoboot = '/x'\npartitions = { a = 2, b = 3 }").is_ok());
     for (text, why) in [
         ("loader = 'lilo'", "unknown variant `lilo`"),
-        ("loader = 'tryboot'", "missing field `partitions`"),
-        ("loader = 'tryboot'\npartitions = { a = 2, b = 2 }", "the same partition"),
+        ("loader = 'tryboot'", "missing field `autoboot`"),
+        ("loader = 'tryboot'\nautoboot = '/x'\npartitions = { a = 2, b = 2 }", "the same partition"),
         ("loader = 'uboot'\nattempts = 0", "would never boot"),
         ("loader = 'grub'\nentries = { a = 'x', b = 'y z' }", "letters, digits"),
         ("loader = 'grub'\nentires = 1", "unknown field `entires`"),

@@ -21,10 +21,6 @@ use crate::install::InstallError;
 /// The firmware reads no more than one sector.
 const LENGTH: usize = 256;
 
-pub(super) fn autoboot() -> PathBuf {
-    "/boot/autoboot.txt".into()
-}
-
 pub(super) fn device_tree() -> PathBuf {
     "/proc/device-tree/chosen/bootloader".into()
 }

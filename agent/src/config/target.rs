@@ -56,6 +56,9 @@ impl TargetConfig {
         let Some(installer) = section.take::<String>("installer")? else {
             return Err(section.mistake("missing field `installer`"));
         };
+        if install::FIRMWARE_ONLY.contains(&installer.as_str()) && target != Target::firmware() {
+            return Err(section.mistake(format!("the installer {installer:?} is for [firmware]")));
+        }
         let options = install::options(&installer, section)?;
         Ok(Self { target, installed, installer, options })
     }
