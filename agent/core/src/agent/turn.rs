@@ -11,19 +11,26 @@ use crate::policy::AtDeadline;
 use crate::window::{Place, Window};
 use crate::{Effect, LockAnswer, ReleaseId, ResultCode, State};
 
+/// The longest that a device waits for a window without another look at its clock.
+const LOOK_AGAIN: Duration = Duration::from_secs(1800);
 /// The shortest pause before whoever runs on the device is asked again.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
 impl Agent {
-    /// How long until `window` is open, with a random part of its length so that a fleet does not start on the stroke.
-    fn window_wait(&mut self, turn: &Turn<'_>, window: &Window) -> Duration {
+    /// When to look at a window again; `None` if it is open, or there is none. Not just when it opens, but at a random
+    /// time soon after, so that a fleet does not start on the stroke.
+    fn opens(&mut self, turn: &Turn<'_>, window: Option<Window>) -> Option<Instant> {
+        let window = window?;
         let wait = window.wait(turn.cx.policy.local(turn.now.wall));
         if wait.is_zero() {
-            return wait;
+            return None;
+        }
+        // The clock may be set meanwhile: a device without one that runs on batteries begins in another year.
+        if wait > LOOK_AGAIN {
+            return Some(turn.now.at + LOOK_AGAIN);
         }
         let spread = turn.cx.policy.splay.min(window.lasts / 2);
-        let spread = self.rng.between(0, micros(spread));
-        wait.saturating_add(Duration::from_micros(spread))
+        Some(turn.now.at + wait + Duration::from_micros(self.rng.between(0, micros(spread))))
     }
 
     // Downloads.
@@ -40,24 +47,19 @@ impl Agent {
 
     /// Goes on with `release` in the next window.
     pub(super) fn wait_to_download(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
-        let wait =
-            turn.cx.policy.download_window.map_or(Duration::ZERO, |window| self.window_wait(turn, &window));
-        self.enter(turn, Step::Deferred { release, until: turn.now.at + wait }, State::Deferred);
+        let until = self.opens(turn, turn.cx.policy.download_window).unwrap_or(turn.now.at);
+        self.enter(turn, Step::Deferred { release, until }, State::Deferred);
     }
 
     pub(super) fn turn_has_come(&mut self, turn: &mut Turn<'_>, release: ReleaseId) {
         if self.durable.pending.is_some_and(|pending| matches!(pending.phase, Phase::Started { .. })) {
             self.go_on(turn);
-            return;
-        }
-        let wait =
-            turn.cx.policy.download_window.map_or(Duration::ZERO, |window| self.window_wait(turn, &window));
-        if wait.is_zero() {
+        } else if let Some(until) = self.opens(turn, turn.cx.policy.download_window) {
+            self.step = Step::Deferred { release, until };
+        } else {
             // Whatever an earlier update left behind: after a cold start it would pass for bytes of this one.
             turn.emit(Effect::Discard);
             self.persist(turn, Record::Started(release), Then::Grant);
-        } else {
-            self.step = Step::Deferred { release, until: turn.now.at + wait };
         }
     }
 
@@ -78,7 +80,7 @@ impl Agent {
             begun |= matches!(place, Place::Open(_));
             // What was begun goes on in the grace.
             if !begun || place == Place::Closed {
-                let until = turn.now.at + self.window_wait(turn, &window);
+                let until = self.opens(turn, policy.install_window).unwrap_or(turn.now.at);
                 self.enter(turn, Step::Staged { until, ask_until, begun }, State::Deferred);
                 return;
             }

@@ -49,6 +49,25 @@ pub(crate) fn cancelled_everywhere() -> Coverage {
     coverage
 }
 
+/// Somebody on the device wants an end at every effect of every story.
+pub(crate) fn aborted_everywhere() -> Coverage {
+    let mut coverage = Coverage::default();
+    for story in &STORIES {
+        for number in 0..story.run([]).effects.len() {
+            let world = story.run([(number, Happening::Abort)]);
+            let how = format!("{}, aborted at effect {number}", story.name);
+            // The power may have gone before anybody was heard.
+            if let Some(&taken) = world.aborts.first() {
+                let (ended, runs) = (last(&world), world.running());
+                assert_eq!(taken, ended == ResultCode::Aborted, "{how}");
+                assert!(!taken || &*runs == "fw-1", "{how}: {ended:?}, {runs}");
+            }
+            coverage.add(&world.coverage);
+        }
+    }
+    coverage
+}
+
 /// The connection is lost at every effect of every story.
 pub(crate) fn disconnected_everywhere() -> Coverage {
     let mut coverage = Coverage::default();
@@ -69,6 +88,11 @@ fn a_newer_release_wins_whenever_it_comes() {
 #[test]
 fn a_cancelled_release_is_not_installed_unless_the_device_is_already_booting_it() {
     cancelled_everywhere();
+}
+
+#[test]
+fn an_aborted_update_is_not_begun_again_and_one_that_cannot_be_ended_goes_on() {
+    aborted_everywhere();
 }
 
 #[test]

@@ -8,12 +8,14 @@ pub(crate) enum Cause {
     Cut,
     Supersede,
     Cancel,
+    Abort,
     Disconnect,
 }
 
 impl Cause {
     /// Those that the table has a column for.
-    pub(crate) const FAULTS: [Self; 4] = [Self::Cut, Self::Supersede, Self::Cancel, Self::Disconnect];
+    pub(crate) const FAULTS: [Self; 5] =
+        [Self::Cut, Self::Supersede, Self::Cancel, Self::Abort, Self::Disconnect];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -21,13 +23,14 @@ impl Cause {
             Self::Cut => "cut",
             Self::Supersede => "supersede",
             Self::Cancel => "cancel",
+            Self::Abort => "abort",
             Self::Disconnect => "disconnect",
         }
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Coverage([[u32; 5]; State::ALL.len()]);
+pub(crate) struct Coverage([[u32; 6]; State::ALL.len()]);
 
 impl Coverage {
     pub(crate) fn count(&mut self, state: State, cause: Cause) {

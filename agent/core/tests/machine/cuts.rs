@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleetwave_agent_core::{FetchError, ResultCode};
+use fleetwave_agent_core::{AtDeadline, Caps, FetchError, LockAnswer, Locks, ResultCode, Window};
 use fleetwave_protocol::CounterRng;
 
 use crate::coverage::Coverage;
@@ -16,7 +16,7 @@ pub(crate) struct Story {
     ends: &'static [ResultCode],
 }
 
-pub(crate) const STORIES: [Story; 6] = [
+pub(crate) const STORIES: [Story; 9] = [
     Story { name: "all goes well", prepare: |_| {}, ends: &[ResultCode::Ok] },
     Story {
         name: "the release does not boot",
@@ -45,6 +45,35 @@ pub(crate) const STORIES: [Story; 6] = [
     Story {
         name: "the payload is wrong once",
         prepare: |world| world.script.fetches.push_back(Fetching::Corrupted),
+        ends: &[ResultCode::Ok],
+    },
+    Story {
+        name: "windows close in the middle of it",
+        prepare: |world| {
+            let window = |opens, lasts| Window::daily(Duration::from_secs(opens), Duration::from_secs(lasts));
+            let grace = Duration::from_secs(5);
+            world.policy.download_window = Some(Window { grace, ..window(12 * 3_600, 15) });
+            world.policy.install_window = Some(window(20 * 3_600, 3_600));
+        },
+        ends: &[ResultCode::Ok],
+    },
+    Story {
+        name: "it is not to be interrupted for a while",
+        prepare: |world| {
+            let (retry, deadline) = (Duration::from_secs(60), Duration::from_secs(600));
+            world.policy.locks = Some(Locks { retry, deadline, at_deadline: AtDeadline::GiveUp });
+            world.script.locks.extend([Some(LockAnswer::Held), None, Some(LockAnswer::Held)]);
+        },
+        ends: &[ResultCode::Ok],
+    },
+    Story {
+        name: "bytes are counted",
+        prepare: |world| {
+            world.policy.caps = Some(Caps { per_update: 4 * SIZE, per_window: 4 * SIZE });
+            world.policy.report_plan = true;
+            world.script.plans.push_back(Err(FetchError::Interrupted));
+            world.script.fetches.push_back(Fetching::Fails(SIZE / 2, FetchError::Interrupted));
+        },
         ends: &[ResultCode::Ok],
     },
 ];
@@ -94,11 +123,12 @@ pub(crate) fn single_cuts() -> Coverage {
 
 /// Every story with one fault between two events, while the device waits for the second: each fault at each place.
 pub(crate) fn between_events() -> Coverage {
-    const FAULTS: [fn(&mut World); 5] = [
+    const FAULTS: [fn(&mut World); 6] = [
         World::power_cut,
         |world| world.desire(reference("fw-3", 3, false)),
         World::cancel,
         World::remove,
+        World::abort,
         World::drop_link,
     ];
     let mut coverage = Coverage::default();

@@ -2,6 +2,7 @@
 
 mod changes;
 mod codes;
+mod costs;
 mod coverage;
 mod cuts;
 mod download;
@@ -11,6 +12,7 @@ mod link;
 mod luck;
 mod page;
 mod random;
+mod waits;
 mod world;
 
 #[test]

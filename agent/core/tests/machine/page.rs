@@ -5,7 +5,9 @@ use std::path::Path;
 
 use fleetwave_agent_core::State;
 
-use crate::changes::{cancelled_everywhere, disconnected_everywhere, superseded_everywhere};
+use crate::changes::{
+    aborted_everywhere, cancelled_everywhere, disconnected_everywhere, superseded_everywhere,
+};
 use crate::coverage::{Cause, Coverage};
 use crate::cuts::{between_events, single_cuts};
 
@@ -14,11 +16,11 @@ const READING: &str = "\
 two events in the state in which it waits.
 * `rolling_back` and `committing` last milliseconds: what comes from the hub finds the device already down, or done.
 * A newer release, or a cancellation, that comes in `rebooting`, `probation` or `committing` waits for the end of the \
-update; in the other states it ends it.
+update; in the other states it ends it. So does who wants an end on the device itself, but that does not wait: it is \
+refused.
 ";
 
 const NOT_EXERCISED: &str = "\
-* Calendar time that jumps while a device waits for its window; a window that never opens.
 * Two faults at once other than pairs of cuts are drawn at random (`random.rs`), not enumerated; pairs of cuts are \
 drawn too, 1,500 for each story.
 * A boot loader that boots neither slot, or that boots the slot on trial more than once.
@@ -32,7 +34,8 @@ was staged.
 fn page() -> String {
     let mut all = Coverage::default();
     let cuts = [single_cuts(), between_events()];
-    let changes = [superseded_everywhere(), cancelled_everywhere(), disconnected_everywhere()];
+    let changes =
+        [superseded_everywhere(), cancelled_everywhere(), aborted_everywhere(), disconnected_everywhere()];
     for coverage in cuts.iter().chain(&changes) {
         all.add(coverage);
     }
@@ -40,12 +43,13 @@ fn page() -> String {
         "# What the agent's tests reach\n\n\
          Generated from the runs of `agent/core/tests/machine`; `UPDATE_COVERAGE=1 cargo test -p fleetwave-agent-core` \
          writes it again, and the tests fail when it is stale.\n\n\
-         Six stories (all goes well; the release does not boot; it is not healthy; the hub is away in the trial; the \
-         download is cut twice; the payload is wrong once) are run once for each of their effects and each of these \
+         Nine stories (all goes well; the release does not boot; it is not healthy; the hub is away in the trial; the \
+         download is cut twice; the payload is wrong once; the windows for downloads and for installation close in the \
+         middle of it; it is not to be interrupted for a while; bytes are planned and counted) are run once for each of their effects and each of these \
          faults: the power goes before, in the middle of, or after the effect; a newer release is desired; the release \
-         is cancelled, or removed; the connection is lost; and once more with each fault at each place between two \
+         is cancelled, or removed; somebody on the device wants it to end; the connection is lost; and once more with each fault at each place between two \
          events. The figures say how often that met the agent in which state.\n\n\
-         | state | cut | supersede | cancel | disconnect |\n|---|---:|---:|---:|---:|\n",
+         | state | cut | supersede | cancel | abort | disconnect |\n|---|---:|---:|---:|---:|---:|\n",
     );
     let mut holes = Vec::new();
     for state in State::ALL {

@@ -20,6 +20,7 @@ enum Act {
     Desire(u64),
     Cancel,
     Remove,
+    Abort,
     Cut,
     Drop,
     Away(u64),
@@ -30,6 +31,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (2..7u64).prop_map(Act::Desire),
         1 => Just(Act::Cancel),
         1 => Just(Act::Remove),
+        1 => Just(Act::Abort),
         1 => Just(Act::Cut),
         1 => Just(Act::Drop),
         1 => (0..4_000u64).prop_map(Act::Away),
@@ -40,6 +42,9 @@ fn act() -> impl Strategy<Value = Act> {
 /// then the faults end, and the world runs on until it is at rest.
 fn live(seed: u64, acts: &[(u64, Act)]) {
     let mut world = World::new(seed);
+    world.policy = policy(seed);
+    // Plans are of all kinds, and what is fetched is always all of it.
+    world.ledger_counts = false;
     let spans = acts.iter().map(|(after, _)| after).sum::<u64>() + 600;
     world.luck = Some(Luck::new(seed, Instant::ZERO + Duration::from_secs(spans)));
     for &(after, act) in acts {
@@ -51,6 +56,7 @@ fn live(seed: u64, acts: &[(u64, Act)]) {
             Act::Cancel if world.hub.wants_firmware() => world.cancel(),
             Act::Cancel => {}
             Act::Remove => world.remove(),
+            Act::Abort => world.abort(),
             Act::Cut => world.power_cut(),
             Act::Drop => world.drop_link(),
             Act::Away(span) => world.hub_goes_away(Duration::from_secs(span)),

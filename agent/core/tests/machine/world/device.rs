@@ -9,10 +9,10 @@ use fleetwave_agent_core::{
 };
 
 use super::script::{Cut, Fetching, Happening, Item, Payload, Slot, Work};
-use super::{NET, REBOOT, World};
+use super::{NET, REBOOT, SIZE, World};
 use crate::coverage::Cause;
 
-/// How long a download takes, whatever is missing.
+/// How long a whole download takes; a part of it takes its share.
 const FETCH: Duration = Duration::from_secs(20);
 
 impl World {
@@ -45,6 +45,11 @@ impl World {
             durable.apply(record);
             durable
         })
+    }
+
+    /// The slot that ran before the last update boots by default again.
+    pub(crate) fn old_slot_comes_back(&mut self) {
+        self.disk.default = 1 - self.disk.default;
     }
 
     pub(super) fn slot(&self, index: usize) -> Slot {
@@ -102,7 +107,10 @@ impl World {
                 Happening::Desire(firmware) => self.desire(firmware),
                 Happening::Cancel => self.cancel(),
                 Happening::Remove => self.remove(),
-                Happening::Abort => self.push(Duration::ZERO, Item::Device(Event::Abort)),
+                Happening::Abort => {
+                    self.coverage.count(self.agent.state(), Cause::Abort);
+                    self.push(Duration::ZERO, Item::Device(Event::Abort));
+                }
                 Happening::Drop => self.drop_link(),
             }
         }
@@ -173,17 +181,24 @@ impl World {
             Effect::RequestGrant { release } => self.grant(release),
             Effect::Fetch { release, offset } => {
                 self.check_fetch(release, offset);
+                self.check_cost(release, offset);
                 let outcome = self.script.fetches.pop_front().unwrap_or_else(|| {
                     self.luck.as_mut().map_or(Fetching::Whole, |luck| luck.fetching(self.now.at))
                 });
                 self.fetching = Some((release, offset, self.now.at));
-                self.work(FETCH, Work::Fetch(release, offset, outcome));
+                let missing = self.releases[release].size - offset;
+                let stalls = if self.script.stalls { 1_000 } else { 1 };
+                self.work(
+                    stalls * FETCH.mul_f64(missing as f64 / SIZE as f64),
+                    Work::Fetch(release, offset, outcome),
+                );
             }
             Effect::AbortFetch => self.work += 1,
             Effect::PauseFetch => {
                 let (release, offset, began) = self.fetching.take().expect("something is being fetched");
-                let missing = self.releases[release].size - offset;
-                let more = missing * self.now.at.since(began).as_millis() as u64 / FETCH.as_millis() as u64;
+                let moves = u64::from(!self.script.stalls);
+                let more =
+                    moves * SIZE * self.now.at.since(began).as_millis() as u64 / FETCH.as_millis() as u64;
                 self.work += 1;
                 self.work(NET, Work::Fetch(release, offset, Fetching::Fails(more, FetchError::Stopped)));
             }
@@ -191,6 +206,7 @@ impl World {
                 let unlucky = self.luck.as_mut().and_then(|luck| luck.planning(self.now.at));
                 let plan = self.script.plans.pop_front().or(unlucky);
                 let plan = plan.unwrap_or(Ok(Plan::full(self.releases[release].size, offset)));
+                let plan = plan.map(|plan| Plan { spent: plan.spent.max(self.spent), ..plan });
                 self.work(Duration::from_secs(2), Work::Plan(plan));
             }
             Effect::AskLocks => {
@@ -269,6 +285,13 @@ impl World {
         match work {
             Work::Fetch(release, offset, outcome) => {
                 let size = self.releases[release].size;
+                let came = if let Fetching::Fails(more, _) = outcome {
+                    more.min(size - offset)
+                } else {
+                    size - offset
+                };
+                self.spent += came;
+                self.spent_in_all += came;
                 let kept = self.disk.payload.filter(|_| offset > 0);
                 let genuine = kept.is_none_or(|payload| payload.genuine);
                 let keep = |bytes, genuine| Some(Payload { release, bytes, genuine });
@@ -311,6 +334,7 @@ impl World {
         self.persisting = false;
         if let Record::Ended(_, code) = record {
             self.codes.push(code);
+            self.spent = 0;
         }
         if result.is_ok() {
             self.disk.journal.push(record);

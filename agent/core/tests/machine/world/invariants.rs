@@ -1,7 +1,7 @@
 //! The invariants of the design, checked at each effect and at rest.
 
-use fleetwave_agent_core::ReleaseId;
 use fleetwave_agent_core::twin::{self, Desired, Progress, Status};
+use fleetwave_agent_core::{Place, ReleaseId};
 
 use super::World;
 
@@ -31,6 +31,18 @@ impl World {
         assert_eq!(offset, payload.bytes, "invariant 6: {} bytes were durable", payload.bytes);
         assert!(self.releases.same(release, payload.release), "goes on from another payload's bytes");
         assert!(offset < self.releases[release].size, "fetches nothing");
+    }
+
+    /// Nothing is fetched that a cap does not allow, and nothing at the wrong time.
+    pub(super) fn check_cost(&self, release: ReleaseId, offset: u64) {
+        let missing = self.releases[release].size - offset;
+        if let Some(caps) = self.policy.caps.filter(|_| self.ledger_counts) {
+            assert!(self.spent + missing <= caps.per_update, "{} spent, {missing} to come", self.spent);
+        }
+        if let Some(window) = self.policy.download_window {
+            let place = window.place(self.policy.local(self.now.wall));
+            assert_ne!(place, Place::Closed, "fetches outside of its window");
+        }
     }
 
     pub(super) fn check_report(&self, status: &Status) {

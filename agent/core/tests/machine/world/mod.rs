@@ -53,6 +53,14 @@ pub(crate) struct World {
     work: u32,
     /// The fetch under way: of what, from which byte, since when.
     fetching: Option<(ReleaseId, u64, Instant)>,
+    /// Bytes that the update under way has cost, as a ledger on disk has it.
+    pub(crate) spent: u64,
+    /// Bytes that were ever fetched.
+    pub(crate) spent_in_all: u64,
+    /// The ledger knows of whole payloads alone: what is fetched by chunks it would count wrongly.
+    pub(crate) ledger_counts: bool,
+    /// Seconds by which the device's calendar is ahead.
+    pub(crate) clock_is_off_by: i64,
     /// What was said to those who wanted the update to end.
     pub(crate) aborts: Vec<bool>,
     verified: bool,
@@ -113,6 +121,10 @@ impl World {
             connection: 0,
             work: 0,
             fetching: None,
+            spent: 0,
+            spent_in_all: 0,
+            ledger_counts: true,
+            clock_is_off_by: 0,
             aborts: Vec::new(),
             verified: false,
             healthy: false,
@@ -158,6 +170,14 @@ impl World {
 
     pub(crate) fn remove(&mut self) {
         self.patch(Cause::Cancel, json!({"firmware": null}));
+    }
+
+    /// Somebody on the device wants the update to end.
+    pub(crate) fn abort(&mut self) {
+        if self.powered {
+            self.coverage.count(self.agent.state(), Cause::Abort);
+            self.handle(Event::Abort);
+        }
     }
 
     pub(crate) fn patch(&mut self, cause: Cause, patch: Value) {
@@ -219,7 +239,8 @@ impl World {
     fn advance_to(&mut self, at: Instant) {
         let span = at.since(self.now.at);
         self.now.at = at;
-        self.now.wall = WallTime::from_unix_millis(MIDNIGHT + 12 * 3_600_000 + at.as_micros() / 1000);
+        let wall = MIDNIGHT + 12 * 3_600_000 + at.as_micros() / 1000;
+        self.now.wall = WallTime::from_unix_millis(wall.saturating_add_signed(self.clock_is_off_by * 1000));
         self.idle_turns = if span.is_zero() { self.idle_turns + 1 } else { 0 };
         assert!(self.idle_turns < 200, "the machine turns without time passing in {:?}", self.agent);
     }

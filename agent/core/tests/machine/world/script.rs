@@ -94,6 +94,8 @@ pub(super) enum Work {
 pub(crate) struct Script {
     pub(crate) fetches: VecDeque<Fetching>,
     pub(crate) grants: VecDeque<Option<GrantAnswer>>,
+    /// Downloads bring nothing.
+    pub(crate) stalls: bool,
     /// For records of which this is true, the error.
     pub(crate) persist: Option<fn(Record) -> Option<StorageError>>,
     pub(crate) stage: VecDeque<InstallError>,
