@@ -6,12 +6,17 @@
 
 #![allow(dead_code, reason = "the installers come with the next commits")]
 
-pub(crate) mod directory;
+#[cfg(test)]
+mod bench;
+mod component;
+mod directory;
+mod owner;
+mod podman;
 #[cfg(feature = "rauc")]
 mod rauc;
 mod slot;
-
-pub(crate) mod unpack;
+mod switch;
+mod unpack;
 
 use std::fmt;
 use std::future::Future;
@@ -58,7 +63,9 @@ pub(crate) trait Options: fmt::Debug + Send + Sync {
 /// If there is none of this name, or its options are wrong.
 pub(crate) fn options(name: &str, section: Section<'_>) -> Result<Arc<dyn Options>, toml::de::Error> {
     Ok(match name {
+        "component" => Arc::new(section.read::<component::Options>()?),
         "directory" => Arc::new(section.read::<directory::Options>()?),
+        "podman" => Arc::new(section.read::<podman::Options>()?),
         "slot" => Arc::new(section.read::<slot::Options>()?),
         #[cfg(feature = "rauc")]
         "rauc" => Arc::new(section.read::<rauc::Options>()?),
@@ -71,7 +78,9 @@ pub(crate) fn options(name: &str, section: Section<'_>) -> Result<Arc<dyn Option
 
 /// All that this agent was built with.
 const NAMES: &[&str] = &[
+    "component",
     "directory",
+    "podman",
     "slot",
     #[cfg(feature = "rauc")]
     "rauc",

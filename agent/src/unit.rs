@@ -102,6 +102,8 @@ impl Unit {
         let dir = target.target.dir(&config.state);
         let site =
             Site { target: target.target.clone(), dir: dir.clone(), installed: target.installed.reference() };
+        let installer = target.options.installer(site);
+        let installer = target.hooks.around(installer, target.target.as_str(), dir.clone());
         let mut unit = Self {
             target: target.target.clone(),
             releases: Releases::default(),
@@ -114,7 +116,7 @@ impl Unit {
             policy: config.limits.policy(),
             seed,
             trust: config.trust.0.clone(),
-            installer: target.options.installer(site),
+            installer,
             machine: None,
             events: VecDeque::new(),
             url: None,

@@ -12,6 +12,7 @@ use serde_json::json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
+use crate::hooks::Hooks;
 use crate::install::{self, Options, Reference};
 use crate::target::{Kind, Target};
 
@@ -46,6 +47,8 @@ pub struct TargetConfig {
     pub installed: Installed,
     /// The installer's name.
     pub installer: String,
+    /// What is run around its steps.
+    pub hooks: Hooks,
     pub(crate) options: Arc<dyn Options>,
 }
 
@@ -53,6 +56,7 @@ impl TargetConfig {
     fn read(target: Target, value: Spanned<DeValue<'_>>) -> Result<Self, Error> {
         let mut section = Section::new(value)?;
         let installed = section.take("installed")?.unwrap_or_default();
+        let hooks = section.take("hooks")?.unwrap_or_default();
         let Some(installer) = section.take::<String>("installer")? else {
             return Err(section.mistake("missing field `installer`"));
         };
@@ -60,7 +64,7 @@ impl TargetConfig {
             return Err(section.mistake(format!("the installer {installer:?} is for [firmware]")));
         }
         let options = install::options(&installer, section)?;
-        Ok(Self { target, installed, installer, options })
+        Ok(Self { target, installed, installer, hooks, options })
     }
 }
 

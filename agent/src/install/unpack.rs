@@ -15,6 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tar::{Archive, Entry, EntryType};
 
 use super::InstallError;
+use super::owner::Owner;
 
 /// zstd may need 8 MiB (`-19`), not more: the agent's memory is small.
 const WINDOW_LOG: u32 = 23;
@@ -34,13 +35,6 @@ pub(crate) struct Rules {
     pub(crate) setuid: bool,
     /// Who owns what is unpacked; the agent's own user if nobody is named.
     pub(crate) owner: Option<Owner>,
-}
-
-/// A user and a group, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) user: u32,
-    pub(crate) group: Option<u32>,
 }
 
 /// Unpacks `archive` into the new directory `into` and makes that durable. It ends early, with an error, when
@@ -69,21 +63,44 @@ pub(crate) fn unpack(
     tree.finish()
 }
 
-/// The archive without its compression, which its first bytes name.
+/// How an archive is compressed.
+enum Kind {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+/// What the first bytes of a file say that it is.
+fn kind(file: &File) -> io::Result<Option<Kind>> {
+    let mut magic = Vec::with_capacity(512);
+    file.take(512).read_to_end(&mut magic)?;
+    Ok(match magic.as_slice() {
+        [0x1f, 0x8b, ..] => Some(Kind::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Kind::Zstd),
+        _ if magic.get(257..262) == Some(b"ustar") => Some(Kind::Plain),
+        _ => None,
+    })
+}
+
+/// Whether a file is an archive.
+pub(crate) fn is_archive(path: &Path) -> Result<bool, InstallError> {
+    let kind = File::open(path).and_then(|file| kind(&file));
+    Ok(kind.map_err(failed("reading", path))?.is_some())
+}
+
+/// The archive without its compression.
 fn open(path: &Path) -> Result<Box<dyn Read>, InstallError> {
     let mut file = File::open(path).map_err(failed("opening", path))?;
-    let mut magic = Vec::with_capacity(512);
-    (&file).take(512).read_to_end(&mut magic).map_err(failed("reading", path))?;
-    file.rewind().map_err(failed("reading", path))?;
-    match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file)))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+    let kind = kind(&file).and_then(|kind| file.rewind().map(|()| kind)).map_err(failed("reading", path))?;
+    match kind {
+        Some(Kind::Plain) => Ok(Box::new(file)),
+        Some(Kind::Gzip) => Ok(Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file)))),
+        Some(Kind::Zstd) => {
             let mut decoder = zstd::stream::read::Decoder::new(file).map_err(failed("reading", path))?;
             decoder.window_log_max(WINDOW_LOG).map_err(failed("reading", path))?;
             Ok(Box::new(decoder))
         }
-        _ if magic.get(257..262) == Some(b"ustar") => Ok(Box::new(file)),
-        _ => Err(InstallError::Payload(
+        None => Err(InstallError::Payload(
             "it is no archive: tar, tar.gz and tar.zst are known by their first bytes".to_owned(),
         )),
     }
