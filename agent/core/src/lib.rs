@@ -9,8 +9,9 @@
 //! * [`Event`], [`Effect`]: what goes in, what comes out.
 //! * [`Durable`], [`Record`]: what survives a power cut, and the only thing that does.
 //! * [`Release`], [`Releases`], [`TrustRoot`]: what may be installed, and the signatures that say so.
+//! * [`delta`]: what an update costs by a chunked archive; a pure function.
 //! * [`twin`], [`grant`]: the JSON that the agent reads and writes; pure functions.
-//! * [`Policy`]: what a fleet shares: delays, limits, the maintenance window.
+//! * [`Policy`]: what a fleet shares: delays, limits, windows, locks and caps.
 //! * [`ResultCode`]: every way in which an update ends.
 //!
 //! A driver's duties, which the machine relies on: effects are carried out in order; a [`Effect::Persist`] is
@@ -20,6 +21,7 @@
 
 mod agent;
 mod code;
+pub mod delta;
 mod event;
 pub mod grant;
 mod journal;
