@@ -1,13 +1,19 @@
 //! Points at which a test can take the power away. Without the feature `fault-injection` they are nothing.
 
 /// Passes a point. Named before and after each durable step and each effect on the system.
-#[cfg(not(feature = "fault-injection"))]
+#[cfg(not(any(test, feature = "fault-injection")))]
 #[inline]
 pub(crate) const fn point(_name: &'static str) {}
 
+/// In a test of this crate: unwinds if this is the point that [`testing::cut_at`] counts to.
+#[cfg(test)]
+pub(crate) fn point(name: &'static str) {
+    testing::pass(name);
+}
+
 /// Passes a point: the process kills itself if this is the one that `FLEETWAVE_CRASH_AT` counts to (from 1), and
 /// writes the name of each to the end of the file `FLEETWAVE_CRASH_LOG`.
-#[cfg(feature = "fault-injection")]
+#[cfg(all(not(test), feature = "fault-injection"))]
 pub(crate) fn point(name: &'static str) {
     use std::io::Write as _;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,5 +34,40 @@ pub(crate) fn point(name: &'static str) {
     if at == Some(number) {
         // Nothing of this process may run on, and SIGKILL to oneself is delivered before the call returns.
         let _ = kill_process(getpid(), Signal::KILL);
+    }
+}
+
+/// A power cut for a part of the agent in a test's own thread: everything that it had in memory is dropped.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    struct Cut(&'static str);
+
+    thread_local! {
+        /// Points to pass before the cut; zero for none.
+        static LEFT: Cell<u32> = const { Cell::new(0) };
+    }
+
+    pub(super) fn pass(name: &'static str) {
+        let left = LEFT.get();
+        LEFT.set(left.saturating_sub(1));
+        if left == 1 {
+            // Without the message of a panic: it is what the test wants.
+            resume_unwind(Box::new(Cut(name)));
+        }
+    }
+
+    /// Does `work` until it passes its `number`-th point, from 1; gives that one's name, or `None` if there are fewer.
+    pub(crate) fn cut_at(number: u32, work: impl FnOnce()) -> Option<&'static str> {
+        LEFT.set(number);
+        let ended = catch_unwind(AssertUnwindSafe(work));
+        LEFT.set(0);
+        match ended.map_err(Box::downcast::<Cut>) {
+            Ok(()) => None,
+            Err(Ok(cut)) => Some(cut.0),
+            Err(Err(failure)) => resume_unwind(failure),
+        }
     }
 }

@@ -3,6 +3,7 @@ use std::os::unix::fs::symlink;
 use std::rc::Rc;
 
 use super::*;
+use crate::crash::testing::cut_at;
 use crate::hooks::Hooks;
 use crate::install::bench::{Bench, activate, archive, names, stage, stands};
 use crate::target::Kind;
@@ -340,4 +341,68 @@ async fn the_end_of_a_trial_is_told_after_a_power_cut_too() {
     inner.commit().await.expect("committed");
     stands(&hooked(&bench, "")).await;
     assert_eq!(log(&bench).last().map(String::as_str), Some("after_commit app-1 hook"));
+}
+
+/// What a step of an update without a machine may have come to by the next start.
+fn run(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(work);
+}
+
+async fn update(installer: &Rc<dyn Installer>, bench: &Bench, keep: bool) {
+    stands(installer).await;
+    let release = bench.release("app-2", 2, &payload("app-2"));
+    stage(installer, &release, &payload("app-2")).await.expect("staged");
+    activate(installer).await;
+    Rc::clone(installer).healthy().await.expect("healthy");
+    if keep {
+        Rc::clone(installer).commit().await.expect("committed");
+    } else {
+        Rc::clone(installer).go_back().await.expect("back");
+    }
+}
+
+/// Cuts the power at each point of an update in turn; gives the names of the points.
+fn cut_everywhere(keep: bool) -> Vec<&'static str> {
+    let mut points = Vec::new();
+    loop {
+        let bench = bench();
+        run(async { install(&component(&bench, ""), &bench, "app-1", 1).await });
+        let number = u32::try_from(points.len()).expect("few") + 1;
+        let cut = cut_at(number, || run(update(&hooked(&bench, ""), &bench, keep)));
+        run(async {
+            let installer = hooked(&bench, "");
+            let (running, committed) = stands(&installer).await;
+            assert_eq!(running, committed, "after a start nothing is on trial; cut at {cut:?}");
+            assert_eq!(version(&bench, "current"), running, "cut at {cut:?}");
+            let log = log(&bench);
+            let started = log.iter().rfind(|line| !line.ends_with("hook")).expect("something was started");
+            assert!(
+                started.ends_with(&running),
+                "{started} was started last, {running} stands; cut at {cut:?}"
+            );
+            let begun = log.iter().any(|line| line == "activate app-2");
+            let told =
+                log.iter().any(|line| line.starts_with("after_commit") || line.starts_with("after_rollback"));
+            assert!(told || !begun, "the end of a trial is told; cut at {cut:?}: {log:?}");
+            if committed == "app-1" {
+                update(&installer, &bench, true).await;
+                assert_eq!(stands(&installer).await, ("app-2".into(), "app-2".into()));
+            }
+            let kept = ["app-1-1", "app-1-1.json", "app-2-2", "app-2-2.json"];
+            assert_eq!(names(&bench.path("app/releases")), kept, "nothing is left over; cut at {cut:?}");
+        });
+        match cut {
+            Some(point) => points.push(point),
+            None => return points,
+        }
+    }
+}
+
+#[test]
+fn wherever_the_power_goes_what_was_committed_is_what_runs() {
+    let points = cut_everywhere(true);
+    assert!(points.len() >= 12 && points.contains(&"switch: committed"), "{points:?}");
+    let points = cut_everywhere(false);
+    assert!(points.len() >= 12 && points.contains(&"switch: links back"), "{points:?}");
 }
