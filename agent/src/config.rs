@@ -2,7 +2,6 @@
 //!
 //! Each section has its own struct, beside what it configures or below [`config`](self); this only composes them.
 
-mod hub;
 mod limits;
 mod target;
 mod trust;
@@ -14,13 +13,15 @@ use serde::de::IgnoredAny;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
-pub(crate) use hub::is_loopback;
-pub use hub::{ConnectionString, Hub};
 pub use limits::Limits;
 pub(crate) use target::Section;
 pub use target::{Installed, TargetConfig};
 pub use trust::Trust;
 
+pub(crate) use crate::link::is_loopback;
+
+use crate::identity::{Identity, exposure};
+use crate::link::{Access, Hub, Provisioning, TlsPool};
 use crate::logs::Log;
 
 /// Why a configuration cannot be used.
@@ -55,7 +56,12 @@ pub struct Config {
     /// The directory of journals, slots and downloads.
     pub state: PathBuf,
     /// The hub.
+    #[serde(default)]
     pub hub: Hub,
+    /// What the device shows, if the connection string has no key.
+    pub identity: Option<Identity>,
+    /// The service that says which hub the device belongs to.
+    pub provisioning: Option<Provisioning>,
     /// Who may sign releases.
     pub trust: Trust,
     /// What takes releases; never empty.
@@ -85,7 +91,13 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        let config = Self::parse(&text, path)?;
+        if config.holds_secrets()
+            && let Some(warning) = exposure(path)
+        {
+            tracing::warn!("{warning}");
+        }
+        Ok(config)
     }
 
     /// Checks the text of a configuration; `path` is what mistakes are told to be in.
@@ -108,6 +120,7 @@ impl Config {
         let table = DeTable::parse(text)?;
         let span = table.span();
         let table = table.into_inner();
+        let reach = ["hub", "provisioning"].iter().find_map(|name| Some(table.get(*name)?.span()));
         let whole = Spanned::new(span, DeValue::Table(table.clone()));
         let mut config = Self::deserialize(ValueDeserializer::from(whole))?;
         config.targets = target::read(table)?;
@@ -116,6 +129,22 @@ impl Config {
                 "nothing takes releases: [firmware], [component.NAME] or [workload.NAME] is needed",
             ));
         }
+        // It takes several sections together to say how the hub is reached.
+        config.access(&TlsPool::default()).map_err(|why| target::at(reach.unwrap_or_default(), why))?;
         Ok(config)
+    }
+
+    fn holds_secrets(&self) -> bool {
+        let provisioning = self.provisioning.as_ref();
+        self.hub.connection_string.as_ref().is_some_and(|string| string.key.is_some())
+            || provisioning.is_some_and(|of| of.key.is_some() || of.group_key.is_some())
+    }
+
+    /// The way to the hub that it describes.
+    ///
+    /// # Errors
+    /// What does not go together in it.
+    pub(crate) fn access(&self, pool: &TlsPool) -> Result<Access, String> {
+        Access::new(&self.hub, self.identity.as_ref(), self.provisioning.as_ref(), &self.state, pool)
     }
 }

@@ -9,6 +9,7 @@ use std::fs::{File, TryLockError};
 use std::future::{Future, pending, poll_fn};
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +22,7 @@ use self::lead::Lead;
 use self::outbox::{Asked, Outbox, Who};
 use crate::config::Config;
 use crate::install::Activated;
-use crate::link::{Arrival, Link};
+use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
 use crate::unit::{Parked, Step, Unit};
 use crate::{Ended, StateError};
@@ -48,7 +49,7 @@ enum Happened {
 }
 
 struct Device<'a> {
-    config: &'a Config,
+    access: &'a Arc<Access>,
     origin: tokio::time::Instant,
     lead: Lead,
     units: Vec<Unit>,
@@ -67,13 +68,14 @@ struct Device<'a> {
 /// If another agent uses the state directory. Everything else the agent lives with.
 pub(crate) async fn live(
     config: &Config,
+    access: Arc<Access>,
     once: bool,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, StateError> {
     let _lock = lock(&config.state)?;
     let mut stop = std::pin::pin!(stop);
     loop {
-        match Device::begin(config).live(once, stop.as_mut()).await {
+        match Device::begin(config, &access).live(once, stop.as_mut()).await {
             Death::Anew => {}
             Death::Ended(ended) => return Ok(ended),
             Death::GoingDown => {
@@ -108,14 +110,14 @@ fn lock(state: &Path) -> Result<Option<File>, StateError> {
 }
 
 impl<'a> Device<'a> {
-    fn begin(config: &'a Config) -> Self {
-        let seed = seed(&config.hub.connection_string.device);
+    fn begin(config: &Config, access: &'a Arc<Access>) -> Self {
+        let seed = seed(access.name());
         let units = config.targets.iter().enumerate();
         let units = units.map(|(index, target)| Unit::new(config, target, rng::mix(seed + index as u64)));
         Self {
             lead: Lead::new(config.limits.policy(), seed),
             units: units.collect(),
-            config,
+            access,
             origin: tokio::time::Instant::now(),
             link: None,
             connected: false,
@@ -213,7 +215,7 @@ impl<'a> Device<'a> {
     fn lead_performs(&mut self, effect: Effect) {
         match effect {
             Effect::Connect => {
-                self.link = Some(Link::open(&self.config.hub.connection_string, self.now().wall));
+                self.link = Some(Link::open(self.access));
             }
             Effect::Disconnect => self.disconnected(),
             Effect::Subscribe => self.subscribe(),
@@ -267,7 +269,9 @@ impl<'a> Device<'a> {
     fn connected(&mut self, session_present: bool) {
         self.connected = true;
         self.subscribed = false;
+        // What was on its way on a connection that this one takes the place of stays unanswered.
         self.outbox.forget();
+        self.units.iter_mut().for_each(|unit| unit.reporting = false);
         self.tell_all(Event::Connected { session_present });
     }
 

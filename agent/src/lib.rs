@@ -15,6 +15,7 @@ mod device;
 mod files;
 mod health;
 mod hooks;
+mod identity;
 mod install;
 mod journal;
 mod link;
@@ -39,14 +40,17 @@ mod real;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use fleetwave_agent_core::ResultCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use command::Command;
-pub use config::{Config, ConfigError, ConnectionString, Hub, Installed, Limits, TargetConfig, Trust};
+pub use config::{Config, ConfigError, Installed, Limits, TargetConfig, Trust};
 pub use health::Checks;
 pub use hooks::Hooks;
+pub use identity::{Identity, KeySource};
+pub use link::{Address, ConnectionString, Hub, ProfileName, Provisioning, SecretKey, TlsPool};
 pub use locks::{AtDeadline, LocalUrl, Locks};
 pub use logs::{Filter, Log, Recent, start as start_log};
 pub use metrics::{Loopback, Metrics};
@@ -81,6 +85,9 @@ pub enum RunError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// What the configuration says about the hub does not go together.
+    #[error("{0}")]
+    Hub(String),
     /// The runtime, or its signal handlers.
     #[error("the agent cannot start: {0}")]
     Runtime(#[from] std::io::Error),
@@ -121,15 +128,23 @@ pub fn run(config: &Config, once: bool) -> Result<Ended, RunError> {
                 _ = terminate.recv() => {}
             }
         };
-        Ok(device::live(config, once, stop).await?)
+        live(config, &TlsPool::default(), once, stop).await
     })
 }
 
-/// The same as a future, until `stop` ends. It takes no signals and shares nothing with others: as many agents as memory
-/// holds may live on one thread, in a `tokio::task::LocalSet`. Dropping it is as good as a power cut.
+/// The same as a future, until `stop` ends. It takes no signals and shares nothing with others but what is in `pool`: as
+/// many agents as memory holds may live on one thread, in a `tokio::task::LocalSet`. Dropping it is as good as a power
+/// cut.
 ///
 /// # Errors
 /// If another agent uses the state directory. Everything else the agent lives with.
-pub async fn live(config: &Config, once: bool, stop: impl Future<Output = ()>) -> Result<Ended, RunError> {
-    Ok(device::live(config, once, stop).await?)
+pub async fn live(
+    config: &Config,
+    pool: &TlsPool,
+    once: bool,
+    stop: impl Future<Output = ()>,
+) -> Result<Ended, RunError> {
+    let access = config.access(pool).map_err(RunError::Hub)?;
+    access.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(device::live(config, Arc::new(access), once, stop).await?)
 }

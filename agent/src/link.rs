@@ -1,89 +1,110 @@
-//! One MQTT connection to the hub, from CONNECT to its end; the next one is made anew, with a fresh token.
+//! The way to the hub: MQTT over TLS, by a connection that is replaced before its token ends.
+//!
+//! * [`Access`]: what outlives connections: where the hub is, what the device shows, what provisioning said.
+//! * [`Link`]: a connection from the machine's point of view. A renewed token is another [`Arrival::Connected`].
 
+mod access;
+mod assignment;
+mod carry;
+mod dial;
+mod error;
+mod register;
+mod settings;
+mod tls;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use fleetwave_protocol::sas;
-use fleetwave_protocol::{Profile, Up, WallTime};
-use rumqttc::{
-    AsyncClient, EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
-};
+use fleetwave_protocol::profile::UnknownTopic;
+use fleetwave_protocol::{Down, Profile, Up};
+use rumqttc::{Publish, QoS};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 
-use crate::config::ConnectionString;
+pub(crate) use access::Access;
+pub(crate) use error::LinkError;
+pub(crate) use settings::is_loopback;
+pub use settings::{Address, ConnectionString, Hub, ProfileName, Provisioning, SecretKey};
+pub use tls::TlsPool;
 
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// How long a token is good. The hub ends the connection with it.
-const TOKEN_LIFE_MILLIS: u64 = 3_600_000;
-/// A twin is at most 32 KiB in each of its parts, a queued message 64 KiB.
-const MAX_PACKET: usize = 256 * 1024;
-/// Packets that wait to be sent: more than the machine ever has under way.
-const QUEUE: usize = 32;
+use carry::Request;
+use dial::QUEUE;
+
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What comes over a connection.
 #[derive(Debug)]
 pub(crate) enum Arrival {
+    /// The hub has accepted a connection: the first one, or one that takes the place of the one there was without a
+    /// gap. What had been asked on that may stay unanswered.
     Connected {
+        /// The device's id, which provisioning may just have given it.
+        device: Arc<str>,
+        /// The hub still knows the subscriptions.
         session_present: bool,
     },
     Message(Publish),
     /// The connection has ended, or never came to be; nothing follows.
-    Lost(String),
+    Lost(LinkError),
 }
 
 /// A connection. Dropping it cuts it off, as a power cut would.
 #[derive(Debug)]
 pub(crate) struct Link {
-    client: AsyncClient,
+    requests: Sender<Request>,
     arrivals: Receiver<Arrival>,
-    device: String,
+    profile: Profile,
+    device: Arc<str>,
     topic: String,
     task: JoinSet<()>,
 }
 
 impl Link {
     /// Begins to connect.
-    pub(crate) fn open(hub: &ConnectionString, wall: WallTime) -> Self {
-        let ConnectionString { host, port, device, key } = hub;
-        let expires = WallTime::from_unix_millis(wall.as_unix_millis() + TOKEN_LIFE_MILLIS);
-        let token = sas::token(key, &format!("{host}/devices/{device}"), expires, None);
-        let mut options = MqttOptions::new(device, host, *port);
-        options
-            .set_keep_alive(KEEP_ALIVE)
-            .set_clean_session(false)
-            .set_credentials(format!("{host}/{device}/?api-version=2021-04-12"), token)
-            .set_max_packet_size(MAX_PACKET, MAX_PACKET);
-        let (client, events) = AsyncClient::new(options, QUEUE);
+    pub(crate) fn open(access: &Arc<Access>) -> Self {
+        let (requests, asked) = mpsc::channel(QUEUE);
         let (sender, arrivals) = mpsc::channel(QUEUE);
         let mut task = JoinSet::new();
-        task.spawn(run(events, sender));
-        Self { client, arrivals, device: device.clone(), topic: String::new(), task }
+        task.spawn(carry::run(access.clone(), asked, sender));
+        let (profile, device) = (access.profile(), access.name().into());
+        Self { requests, arrivals, profile, device, topic: String::new(), task }
     }
 
     /// What comes next. May be dropped and called again.
     pub(crate) async fn next(&mut self) -> Arrival {
-        self.arrivals
-            .recv()
-            .await
-            .unwrap_or_else(|| Arrival::Lost("the connection's task has ended".to_owned()))
+        let Some(arrival) = self.arrivals.recv().await else {
+            let why = "the connection's task has ended".to_owned();
+            return Arrival::Lost(LinkError::Broken { host: "the agent".to_owned(), why });
+        };
+        if let Arrival::Connected { device, .. } = &arrival {
+            self.device = device.clone();
+        }
+        arrival
+    }
+
+    /// Reads a message that came over it.
+    ///
+    /// # Errors
+    /// If its topic is none of the profile's.
+    pub(crate) fn decode<'m>(&self, message: &'m Publish) -> Result<Down<'m>, UnknownTopic> {
+        self.profile.decode_down(&self.device, &message.topic, &message.payload)
     }
 
     /// Subscribes to all that the profile lists, in one packet.
     pub(crate) fn subscribe(&self) {
-        let filters = Profile::IotHub.filters(&self.device).into_iter();
-        let filters = filters.map(|(filter, qos)| SubscribeFilter::new(filter, quality(qos)));
-        if self.client.try_subscribe_many(filters).is_err() {
-            tracing::warn!("the subscriptions could not be queued");
-        }
+        self.queue(Request::Subscribe);
     }
 
     /// Queues a message. One that finds no place is lost, as it can be on its way, too: the machine asks again.
     pub(crate) fn send(&mut self, message: &Up<'_>) {
-        let packet = Profile::IotHub.encode_up(&self.device, message, &mut self.topic);
-        let sent = self.client.try_publish(self.topic.as_str(), quality(packet.qos), false, packet.payload);
-        if sent.is_err() {
+        let packet = self.profile.encode_up(&self.device, message, &mut self.topic);
+        let (qos, payload) = (quality(packet.qos), packet.payload.to_vec());
+        self.queue(Request::Publish { topic: self.topic.clone(), qos, payload });
+    }
+
+    fn queue(&self, request: Request) {
+        if self.requests.try_send(request).is_err() {
             tracing::warn!("a message could not be queued");
         }
     }
@@ -92,7 +113,7 @@ impl Link {
     pub(crate) async fn close(mut self) {
         // The task must not wait for anyone to read what it has for us.
         self.arrivals.close();
-        if self.client.try_disconnect().is_ok() {
+        if self.requests.try_send(Request::Farewell).is_ok() {
             let _ = tokio::time::timeout(FAREWELL, self.task.join_next()).await;
         }
     }
@@ -102,30 +123,5 @@ const fn quality(qos: fleetwave_protocol::QoS) -> QoS {
     match qos {
         fleetwave_protocol::QoS::AtMostOnce => QoS::AtMostOnce,
         fleetwave_protocol::QoS::AtLeastOnce => QoS::AtLeastOnce,
-    }
-}
-
-async fn run(mut events: EventLoop, sender: Sender<Arrival>) {
-    loop {
-        let arrival = match events.poll().await {
-            Ok(rumqttc::Event::Incoming(Packet::ConnAck(ack))) => {
-                Arrival::Connected { session_present: ack.session_present }
-            }
-            Ok(rumqttc::Event::Incoming(Packet::Publish(message))) => Arrival::Message(message),
-            Ok(rumqttc::Event::Incoming(Packet::SubAck(ack)))
-                if ack.return_codes.contains(&SubscribeReasonCode::Failure) =>
-            {
-                Arrival::Lost("the hub refused a subscription".to_owned())
-            }
-            Ok(rumqttc::Event::Outgoing(Outgoing::Disconnect)) => return,
-            Ok(_) => continue,
-            Err(error) => Arrival::Lost(error.to_string()),
-        };
-        let lost = matches!(arrival, Arrival::Lost(_));
-        // Nobody listens any more after `close`: the farewell is still to be sent.
-        let _ = sender.send(arrival).await;
-        if lost {
-            return;
-        }
     }
 }

@@ -22,10 +22,13 @@ fn a_mistake_in_the_configuration_is_told_with_its_place() {
     let world = World::new(None, &[]);
     assert!(agent(&["check-config"], &world.config()).status.success());
     for (from, to, says) in [
-        ("splay_seconds", "splay_secs", "bad.toml:11:1: unknown field `splay_secs`"),
-        ("HostName=127.0.0.1", "HostName=hub.example", "no TLS yet"),
-        ("seq = 1", "seq = -1", "bad.toml:9:34:"),
-        ("installer = ", "installed_by = ", "bad.toml:7:1: missing field `installer`"),
+        ("splay_seconds", "splay_secs", "bad.toml:12:1: unknown field `splay_secs`"),
+        ("DeviceId=", "Device=", "`Device` in the connection string is not supported"),
+        ("plain = true", "host = \"hub.example\"", "has to be said in one way"),
+        ("plain = true", "username = \"me\"", "for profile = \"plain\""),
+        ("plain = true", "token_seconds = 3", "token_seconds of [hub] is 5 or more"),
+        ("seq = 1", "seq = -1", "bad.toml:10:34:"),
+        ("installer = ", "installed_by = ", "bad.toml:8:1: missing field `installer`"),
         ("directory", "nowhere", "there is no installer \"nowhere\""),
         ("threshold = 1", "threshold = 2", "threshold is 2, with 1 keys"),
         ("k1 = \"", "k1 = \"x", "not a base64 Ed25519 public key"),

@@ -1,6 +1,7 @@
 //! The example of a configuration that is in the package is complete, and right.
 //!
 //! In it, what is optional stands behind a `#` without a blank. A table that stands there several times has alternatives.
+//! Where the hub is can be said in one way only: see [`only_one_way`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,7 +36,8 @@ fn tables() -> Vec<Table> {
     tables
 }
 
-/// Each of these has every table, and of those with alternatives another one; together they have all.
+/// Each of these has every table that goes with the others, and of those with alternatives another one; together they
+/// have all.
 fn configurations() -> Vec<Vec<Table>> {
     let mut order = Vec::new();
     let mut alternatives = BTreeMap::<String, Vec<Table>>::new();
@@ -46,13 +48,36 @@ fn configurations() -> Vec<Vec<Table>> {
         }
         found.push(table);
     }
-    let most = alternatives.values().map(Vec::len).max().unwrap_or(0);
+    let hubs = alternatives["hub"].len();
+    let most = hubs + alternatives.values().map(Vec::len).max().unwrap_or(0);
     (0..most)
         .map(|at| {
-            let pick = |name: &String| alternatives[name].get(at).unwrap_or(&alternatives[name][0]).clone();
-            order.iter().map(pick).collect()
+            let pick = |name: &String| {
+                let all = &alternatives[name];
+                // The last one is for a device that is provisioned, and that can be in several ways.
+                if name == "hub" { all[at.min(hubs - 1)].clone() } else { all[at % all.len()].clone() }
+            };
+            only_one_way(order.iter().map(pick).collect())
         })
         .collect()
+}
+
+/// Leaves out what `[hub]` has no room for: the hub is found, and the device shows itself, in one way.
+fn only_one_way(mut tables: Vec<Table>) -> Vec<Table> {
+    let says = |tables: &[Table], name: &str, wanted: &[&str]| {
+        let lines = tables.iter().filter(|table| table.name == name).flat_map(|table| &table.lines);
+        lines.filter_map(|line| line.split_once(" = ")).any(|(key, _)| wanted.contains(&key))
+    };
+    let complete = ["connection_string", "connection_string_file", "profile"];
+    let keys = ["key", "key_file", "group_key", "group_key_file"];
+    if says(&tables, "hub", &complete) {
+        tables.retain(|table| !["identity", "provisioning"].contains(&table.name.as_str()));
+    } else if says(&tables, "hub", &["host"]) {
+        tables.retain(|table| table.name != "provisioning");
+    } else if says(&tables, "provisioning", &keys) {
+        tables.retain(|table| table.name != "identity");
+    }
+    tables
 }
 
 /// The text of a configuration; `planted` has a setting that is unknown.

@@ -126,7 +126,7 @@ impl<'a> Section<'a> {
 }
 
 /// A mistake in this place. Only the parser gives an error its place: it reads something there that is refused.
-fn at(span: Range<usize>, message: String) -> Error {
+pub(super) fn at(span: Range<usize>, message: String) -> Error {
     struct Refusal(String);
 
     impl Visitor<'_> for Refusal {

@@ -3,7 +3,7 @@
 use fleetwave_agent_core::grant::{self, Answer, Outcome};
 use fleetwave_agent_core::twin::{self, Desired};
 use fleetwave_agent_core::{Agent, Event, GrantAnswer, State};
-use fleetwave_protocol::{Down, Profile, bag};
+use fleetwave_protocol::{Down, bag};
 use rumqttc::Publish;
 use serde_json::{Map, Value};
 
@@ -16,9 +16,12 @@ use crate::unit::{Offer, Unit};
 impl Device<'_> {
     pub(super) fn arrived(&mut self, arrival: Arrival) {
         match arrival {
-            Arrival::Connected { session_present } => self.connected(session_present),
-            Arrival::Lost(why) => {
-                tracing::warn!(why, "not connected");
+            Arrival::Connected { device, session_present } => {
+                tracing::info!(device = &*device, "connected");
+                self.connected(session_present);
+            }
+            Arrival::Lost(error) => {
+                tracing::warn!(%error, "not connected");
                 self.disconnected();
             }
             Arrival::Message(message) => self.message(&message),
@@ -26,8 +29,8 @@ impl Device<'_> {
     }
 
     fn message(&mut self, message: &Publish) {
-        let device = &self.config.hub.connection_string.device;
-        let Ok(down) = Profile::IotHub.decode_down(device, &message.topic, &message.payload) else {
+        let Some(link) = &self.link else { return };
+        let Ok(down) = link.decode(message) else {
             tracing::warn!(topic = message.topic, "a message on a topic that the agent does not know");
             return;
         };

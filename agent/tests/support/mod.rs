@@ -108,7 +108,7 @@ impl World {
         let health = if health.is_empty() { String::new() } else { format!("health = {health:?}\n") };
         format!(
             "state = {state:?}\n\
-             [hub]\nconnection_string = \"HostName={address};DeviceId={DEVICE};SharedAccessKey={key}\"\n\
+             [hub]\nconnection_string = \"HostName={address};DeviceId={DEVICE};SharedAccessKey={key}\"\nplain = true\n\
              [trust]\nthreshold = 1\nkeys = {{ k1 = \"{public}\" }}\n\
              [firmware]\ninstaller = \"directory\"\ninstalled = {{ id = \"fw-1\", seq = 1 }}\n{health}\
              [limits]\nsplay_seconds = 0\nretry_seconds = 1\nreconnect_seconds = 1\n"
