@@ -64,10 +64,10 @@ pub(crate) mod testing {
         LEFT.set(number);
         let ended = catch_unwind(AssertUnwindSafe(work));
         LEFT.set(0);
-        match ended.map_err(Box::downcast::<Cut>) {
-            Ok(()) => None,
-            Err(Ok(cut)) => Some(cut.0),
-            Err(Err(failure)) => resume_unwind(failure),
+        let cause = ended.err()?;
+        match cause.downcast::<Cut>() {
+            Ok(cut) => Some(cut.0),
+            Err(failure) => resume_unwind(failure),
         }
     }
 }
