@@ -10,6 +10,8 @@
 mod bench;
 mod component;
 mod directory;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod owner;
 mod podman;
 #[cfg(feature = "rauc")]
@@ -69,6 +71,8 @@ pub(crate) fn options(name: &str, section: Section<'_>) -> Result<Arc<dyn Option
         "slot" => Arc::new(section.read::<slot::Options>()?),
         #[cfg(feature = "rauc")]
         "rauc" => Arc::new(section.read::<rauc::Options>()?),
+        #[cfg(feature = "kubernetes")]
+        "kubernetes" => Arc::new(section.read::<kubernetes::Options>()?),
         _ => {
             let names = NAMES.join(", ");
             return Err(section.mistake(format!("there is no installer {name:?}: {names} are there")));
@@ -84,6 +88,8 @@ const NAMES: &[&str] = &[
     "slot",
     #[cfg(feature = "rauc")]
     "rauc",
+    #[cfg(feature = "kubernetes")]
+    "kubernetes",
 ];
 
 /// Those that boot what they install, which only the firmware may do.
