@@ -2,6 +2,7 @@
 # Runs the vendor's unmodified SDKs, and mosquitto's clients, against `fleetwave hub` as its own process.
 #
 #   tools/sdk-tests.sh [python|node|mosquitto|java|all] [arguments for pytest or node --test]
+#   tools/sdk-tests.sh install      no more than what it needs of PyPI and npm; after that, both run without a network
 #
 # What it installs from PyPI, npm and Maven Central goes to ${FLEETWAVE_SDK_CACHE:-~/.cache/fleetwave-sdk}, in pinned
 # versions. The device SDKs know no other ports than 8883 and 443, and 443 wants root (or CAP_NET_BIND_SERVICE, or
@@ -17,9 +18,9 @@ cache=${FLEETWAVE_SDK_CACHE:-$HOME/.cache/fleetwave-sdk}
 which=${1:-all}
 [ $# -gt 0 ] && shift
 case $which in
-python | node | mosquitto | java | all) ;;
+python | node | mosquitto | java | all | install) ;;
 *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
@@ -40,7 +41,6 @@ find_binary() {
         exit 2
     }
 }
-binary=$(find_binary)
 
 # --- what the suites need, once
 install_python() {
@@ -70,6 +70,13 @@ install_node() {
         touch "$modules/complete"
     fi
 }
+
+if [ "$which" = install ]; then
+    install_python
+    install_node
+    exit
+fi
+binary=$(find_binary)
 
 # --- the run's folder
 run=$(mktemp -d "${TMPDIR:-/tmp}/fleetwave-sdk.XXXXXX")
