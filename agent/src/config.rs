@@ -20,6 +20,7 @@ pub use trust::Trust;
 
 pub(crate) use crate::link::is_loopback;
 
+use crate::fetch::{Download, LedgerLimits};
 use crate::identity::{Identity, exposure};
 use crate::link::{Access, Hub, Provisioning, TlsPool};
 use crate::logs::Log;
@@ -70,6 +71,12 @@ pub struct Config {
     /// Delays and limits.
     #[serde(default)]
     pub limits: Limits,
+    /// How payloads are fetched.
+    #[serde(default)]
+    pub download: Download,
+    /// What downloads may cost.
+    #[serde(default)]
+    pub ledger: LedgerLimits,
     /// What is logged.
     #[serde(default)]
     pub log: Log,

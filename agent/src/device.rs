@@ -9,6 +9,7 @@ use std::fs::{File, TryLockError};
 use std::future::{Future, pending, poll_fn};
 use std::path::Path;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +22,7 @@ use fleetwave_protocol::{Instant, Now, WallTime, rng};
 use self::lead::Lead;
 use self::outbox::{Asked, Outbox, Who};
 use crate::config::Config;
+use crate::fetch::Fetcher;
 use crate::install::Activated;
 use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
@@ -53,6 +55,7 @@ struct Device<'a> {
     origin: tokio::time::Instant,
     lead: Lead,
     units: Vec<Unit>,
+    fetcher: Rc<Fetcher>,
     link: Option<Link>,
     /// The hub has accepted the connection.
     connected: bool,
@@ -113,11 +116,14 @@ impl<'a> Device<'a> {
     fn begin(config: &Config, access: &'a Arc<Access>) -> Self {
         let seed = seed(access.name());
         let units = config.targets.iter().enumerate();
-        let units = units.map(|(index, target)| Unit::new(config, target, rng::mix(seed + index as u64)));
+        let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state);
+        let units =
+            units.map(|(index, target)| Unit::new(config, target, &fetcher, rng::mix(seed + index as u64)));
         Self {
             lead: Lead::new(config.limits.policy(), seed),
             units: units.collect(),
             access,
+            fetcher,
             origin: tokio::time::Instant::now(),
             link: None,
             connected: false,

@@ -12,6 +12,7 @@ mod command;
 mod config;
 mod crash;
 mod device;
+mod fetch;
 mod files;
 mod health;
 mod hooks;
@@ -23,12 +24,11 @@ mod locks;
 mod logs;
 mod metrics;
 mod notify;
-mod payload;
 mod probation;
-mod progress;
 mod status;
 mod target;
 mod unit;
+mod units;
 mod watchdog;
 
 #[cfg(test)]
@@ -47,6 +47,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use command::Command;
 pub use config::{Config, ConfigError, Installed, Limits, TargetConfig, Trust};
+pub use fetch::{Download, LedgerLimits, Proxy};
 pub use health::Checks;
 pub use hooks::Hooks;
 pub use identity::{Identity, KeySource};
@@ -56,6 +57,7 @@ pub use logs::{Filter, Log, Recent, start as start_log};
 pub use metrics::{Loopback, Metrics};
 pub use status::status;
 pub use target::Target;
+pub use units::{Bytes, Rate, Span};
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,9 @@ use fleetwave_agent_core::{Durable, Phase, Releases};
 
 use crate::StateError;
 use crate::config::{Config, TargetConfig};
+use crate::fetch;
 use crate::install::Standing;
 use crate::journal::Replay;
-use crate::progress::Progress;
 
 /// Some lines about each target and its last update.
 ///
@@ -21,6 +21,9 @@ pub fn status(config: &Config) -> Result<String, StateError> {
             writeln!(out, "{}", target.target).expect("a String never fails to grow");
         }
         out.push_str(&of_target(config, target)?);
+    }
+    if let Some(costs) = fetch::costs(&config.state, &config.ledger).map_err(StateError::io(&config.state))? {
+        writeln!(out, "{:<11}{costs}", "downloads").expect("a String never fails to grow");
     }
     Ok(out)
 }
@@ -53,7 +56,7 @@ fn of_target(config: &Config, target: &TargetConfig) -> Result<String, StateErro
                 let release = &releases[pending.release];
                 let how_far = match pending.phase {
                     Phase::Started { starts } => {
-                        let stored = Progress::new(&dir, release).read();
+                        let stored = fetch::recorded(&dir, release);
                         format!("started {starts} times, {stored} of {} bytes", release.size)
                     }
                     Phase::Staged { boots } => format!("staged, booted {boots} times"),

@@ -20,11 +20,10 @@ use hyper::Uri;
 use tokio::time::sleep;
 
 use crate::config::{Config, TargetConfig};
+use crate::fetch::{Fetcher, Payload};
 use crate::files::storage_error;
 use crate::install::{Activated, InstallError, Installer, Later, Site, Standing};
 use crate::journal::Journal;
-use crate::payload;
-use crate::progress::Progress;
 use crate::target::Target;
 
 /// The pause before a life that follows a failure, and the longest one.
@@ -77,6 +76,8 @@ pub(crate) struct Unit {
     seed: u64,
     trust: fleetwave_agent_core::TrustRoot,
     installer: Rc<dyn Installer>,
+    fetcher: Rc<Fetcher>,
+    payload: Rc<Payload>,
     /// There is none while it is not known what runs.
     machine: Option<Machine>,
     events: VecDeque<Event>,
@@ -98,7 +99,7 @@ struct Machine {
 
 impl Unit {
     /// The unit of a target, in its first life.
-    pub(crate) fn new(config: &Config, target: &TargetConfig, seed: u64) -> Self {
+    pub(crate) fn new(config: &Config, target: &TargetConfig, fetcher: &Rc<Fetcher>, seed: u64) -> Self {
         let dir = target.target.dir(&config.state);
         let site =
             Site { target: target.target.clone(), dir: dir.clone(), installed: target.installed.reference() };
@@ -112,8 +113,10 @@ impl Unit {
             offer: None,
             plan: None,
             reporting: false,
+            fetcher: Rc::clone(fetcher),
+            payload: Payload::open(&dir),
             dir,
-            policy: config.limits.policy(),
+            policy: Policy { caps: config.ledger.caps(), ..config.limits.policy() },
             seed,
             trust: config.trust.0.clone(),
             installer,
@@ -171,9 +174,7 @@ impl Unit {
         let mut durable = Durable::new(committed);
         records.into_iter().for_each(|record| durable.apply(record));
         let partial = match durable.pending {
-            Some(pending) if matches!(pending.phase, Phase::Started { .. }) => {
-                Progress::new(&self.dir, &self.releases[pending.release]).read()
-            }
+            Some(pending) if matches!(pending.phase, Phase::Started { .. }) => self.durable(pending.release),
             _ => 0,
         };
         tracing::info!(
@@ -193,6 +194,12 @@ impl Unit {
         if let Err(error) = standing.write(&self.dir) {
             tracing::error!(target = %self.target, %error, "`status` will not know what runs");
         }
+    }
+
+    /// How much of a payload is durable.
+    fn durable(&self, release: ReleaseId) -> u64 {
+        let release = &self.releases[release];
+        self.installer.place(release).map_or(0, |place| self.payload.durable(release, &place))
     }
 
     /// The machine, if it is known what runs.
@@ -260,15 +267,16 @@ impl Unit {
                 self.unsettled = true;
             }
             Effect::AbortFetch => self.stop(),
+            // What has come is kept, and the download itself says how much that is.
+            Effect::PauseFetch if self.fetching => self.payload.pause(),
             Effect::PauseFetch => {
                 self.stop();
-                let release = self.agent().and_then(Agent::in_flight);
                 let durable =
-                    release.map_or(0, |release| Progress::new(&self.dir, &self.releases[release]).read());
+                    self.agent().and_then(Agent::in_flight).map_or(0, |release| self.durable(release));
                 self.events.push_back(Event::FetchFailed { error: FetchError::Stopped, durable });
             }
             Effect::Plan { release, offset } => {
-                let plan = Plan::full(self.releases[release].size, offset);
+                let plan = self.fetcher.plan(&self.releases[release], offset);
                 self.plan = Some(plan);
                 self.events.push_back(Event::Planned(Ok(plan)));
             }
@@ -276,7 +284,7 @@ impl Unit {
             Effect::Discard => {
                 self.stop();
                 // First what says that there is something.
-                let discarded = Progress::forget(&self.dir).and_then(|()| self.installer.discard());
+                let discarded = self.payload.discard().and_then(|()| self.installer.discard());
                 if let Err(error) = discarded {
                     tracing::error!(target = %self.target, %error, "what was fetched cannot be removed");
                 }
@@ -296,6 +304,9 @@ impl Unit {
                 let durable = durable.inspect_err(
                     |error| tracing::error!(target = %self.target, %error, "the journal cannot be written"),
                 );
+                if let (Ok(()), Record::Ended(release, _)) = (&durable, record) {
+                    self.fetcher.ledger().ended(&self.releases[release]);
+                }
                 if let (Ok(()), Record::Ended(release, ResultCode::Ok)) = (&durable, record) {
                     let reference = self.releases[release].reference();
                     self.stands(&Standing { running: reference.clone(), committed: reference.clone() });
@@ -377,8 +388,7 @@ impl Unit {
             }
         };
         tracing::info!(target = %self.target, release = &*release.id, offset, size = release.size, "fetches");
-        let progress = Progress::new(&self.dir, release);
-        let fetching = payload::fetch(url, place, offset, release.size, progress);
+        let fetching = self.payload.fetch(&self.fetcher, url, place, release.clone(), offset);
         self.go(async move { Step::Event(fetching.await) });
         self.fetching = true;
     }
@@ -386,7 +396,10 @@ impl Unit {
     fn verify(&mut self, release: ReleaseId) {
         let release = self.releases[release].clone();
         match self.installer.place(&release) {
-            Ok(place) => self.go(async move { Step::Event(payload::verify(place.path, release).await) }),
+            Ok(place) => {
+                let verifying = self.payload.verify(place, release);
+                self.go(async move { Step::Event(verifying.await) });
+            }
             Err(error) => {
                 tracing::error!(target = %self.target, %error, "the payload has no place");
                 self.events.push_back(Event::Verified(Err(VerifyError::Digest)));

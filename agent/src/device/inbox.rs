@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 use super::Device;
 use super::outbox::{Asked, Question, Who};
 use crate::link::Arrival;
-use crate::payload;
 use crate::unit::{Offer, Unit};
 
 impl Device<'_> {
@@ -152,7 +151,7 @@ impl Device<'_> {
         };
         let Some(release) = unit.releases.find(&answer.id, answer.seq) else { return };
         let link = match &answer.outcome {
-            Outcome::Granted { url, .. } => payload::check_link(url).map(Some),
+            Outcome::Granted { url, .. } => self.fetcher.check_link(url).map(Some),
             Outcome::RetryAfter(_) | Outcome::Refused(_) => Ok(None),
         };
         let (url, decision) = match link {

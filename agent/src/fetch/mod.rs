@@ -1,0 +1,230 @@
+//! The payload's way from a server onto the disk, and the comparison with what was signed.
+//!
+//! * [`Fetcher`]: what all targets of a device share: proxies, authorities, the bandwidth limit, the byte ledger.
+//! * [`Payload`]: what one target has of its payload.
+//!
+//! Bytes go straight to the installer's [`Place`]. They are hashed as they come; what is durable is written down every
+//! few seconds, so that a power cut costs that much and no more.
+
+mod answer;
+mod connect;
+mod get;
+mod hash;
+mod ledger;
+mod link;
+mod pair;
+mod progress;
+mod rate;
+mod settings;
+mod sink;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fleetwave_agent_core::{Event, FetchError, Plan, Release, VerifyError};
+use hyper::Uri;
+use sha2::Digest as _;
+use tokio::sync::Notify;
+
+pub use settings::{Download, LedgerLimits, Proxy};
+
+pub(crate) use ledger::Ledger;
+pub(crate) use link::LinkError;
+
+use crate::files::storage_error;
+use crate::install::{Later, Place};
+use connect::Proxies;
+use progress::{Progress, Subject};
+use rate::Limiter;
+
+/// The file of the byte ledger, in the state directory.
+const LEDGER: &str = "ledger";
+/// The file of a payload's progress, in its target's directory.
+const PROGRESS: &str = "partial";
+
+/// What all downloads of a device share.
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    download: Download,
+    proxies: Arc<Proxies>,
+    limiter: Option<Arc<Limiter>>,
+    ledger: Arc<Ledger>,
+}
+
+impl Fetcher {
+    /// The ledger is kept in the directory `state`.
+    pub(crate) fn new(download: &Download, limits: &LedgerLimits, state: &Path) -> Rc<Self> {
+        Rc::new(Self {
+            download: download.clone(),
+            proxies: Arc::new(Proxies::new(download)),
+            limiter: download.rate.map(|rate| Arc::new(Limiter::new(rate.0))),
+            ledger: Arc::new(Ledger::open(state.join(LEDGER), limits.clone())),
+        })
+    }
+
+    /// Checks the link of a grant.
+    pub(crate) fn check_link(&self, link: &str) -> Result<Uri, LinkError> {
+        link::check(link, self.download.http)
+    }
+
+    /// What downloads have cost.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What the rest of a payload will cost, and what it may.
+    pub(crate) fn plan(&self, release: &Release, offset: u64) -> Plan {
+        let left = release.size.saturating_sub(offset);
+        let plan = Plan::full(release.size, offset);
+        Plan {
+            bytes: get::cost(left),
+            spent: self.ledger.spent(release),
+            allowance: self.ledger.allowance(unix_now()),
+            ..plan
+        }
+    }
+}
+
+/// Seconds since 1970; a clock before that counts as that.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What one target has of its payload.
+#[derive(Debug)]
+pub(crate) struct Payload {
+    progress: Arc<Mutex<Progress>>,
+    /// Held by whoever works on the payload: a step that was given up may still have something on its way to the disk.
+    gate: Arc<tokio::sync::Mutex<()>>,
+    pause: RefCell<Rc<Notify>>,
+    position: Cell<u64>,
+}
+
+impl Payload {
+    /// `dir` is the target's directory, in which progress is written down.
+    pub(crate) fn open(dir: &Path) -> Rc<Self> {
+        Rc::new(Self {
+            progress: Arc::new(Mutex::new(Progress::open(dir.join(PROGRESS)))),
+            gate: Arc::default(),
+            pause: RefCell::default(),
+            position: Cell::new(0),
+        })
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().expect("nobody panics while holding it")
+    }
+
+    /// How many bytes of the payload of `release` are durable in `place`.
+    pub(crate) fn durable(&self, release: &Release, place: &Place) -> u64 {
+        self.progress().durable(&Subject::new(release, place), &place.path)
+    }
+
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "the status of a running agent comes with the next commits")
+    )]
+    /// How far the download under way is, or the last one was; for whoever watches.
+    pub(crate) fn position(&self) -> u64 {
+        self.position.get()
+    }
+
+    /// Fetches what is missing from `offset` on into `place`, and says how that went. Dropping it is as good as a power
+    /// cut.
+    pub(crate) fn fetch(
+        self: &Rc<Self>,
+        fetcher: &Rc<Fetcher>,
+        link: Uri,
+        place: Place,
+        release: Release,
+        offset: u64,
+    ) -> Later<Event> {
+        // A pause is for the download that is under way when it is asked for.
+        let pause = Rc::new(Notify::new());
+        self.pause.replace(pause.clone());
+        self.position.set(offset);
+        let (payload, fetcher) = (self.clone(), fetcher.clone());
+        Box::pin(async move {
+            let job = get::Job { payload, fetcher, link, place, release, offset };
+            job.run(&pause).await
+        })
+    }
+
+    /// Lets the download under way end with [`FetchError::Stopped`], and what has come kept.
+    pub(crate) fn pause(&self) {
+        self.pause.borrow().notify_one();
+    }
+
+    /// Compares the payload with what was signed. What went through this process was hashed on its way; anything else
+    /// is read.
+    pub(crate) fn verify(self: &Rc<Self>, place: Place, release: Release) -> Later<Event> {
+        let payload = self.clone();
+        Box::pin(async move {
+            let _gate = payload.gate.lock().await;
+            Event::Verified(payload.compare(&place, &release).await)
+        })
+    }
+
+    async fn compare(&self, place: &Place, release: &Release) -> Result<(), VerifyError> {
+        let subject = Subject::new(release, place);
+        let known = {
+            let mut progress = self.progress();
+            if progress.hashed_length(&subject).is_some_and(|length| length != release.size) {
+                return Err(VerifyError::Size);
+            }
+            progress.hashed(&subject, release.size)
+        };
+        let hash = match known {
+            Some(hash) => Ok(hash),
+            None if regular_length(&place.path).is_some_and(|length| length != release.size) => {
+                return Err(VerifyError::Size);
+            }
+            None => hash::hash(place.path.clone(), release.size).await,
+        };
+        match hash.map(|hash| hash.finalize().as_slice() == release.digest) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(VerifyError::Digest),
+            Err(error) => {
+                tracing::error!(%error, path = %place.path.display(), "the payload cannot be read");
+                // Bytes that cannot be read back are not the ones that were signed.
+                Err(VerifyError::Digest)
+            }
+        }
+    }
+
+    /// Forgets what there is, for good. The bytes themselves are the installer's to remove.
+    pub(crate) fn discard(&self) -> io::Result<()> {
+        self.position.set(0);
+        self.progress().discard()
+    }
+}
+
+/// How many bytes of the payload of `release` are called durable in its target's directory, for whoever only reads.
+pub(crate) fn recorded(dir: &Path, release: &Release) -> u64 {
+    progress::recorded(&dir.join(PROGRESS), release)
+}
+
+/// What downloads have cost by the ledger in the directory `state`, told to people. `None` if there were none.
+pub(crate) fn costs(state: &Path, limits: &LedgerLimits) -> io::Result<Option<String>> {
+    let ledger = state.join(LEDGER);
+    if !ledger.exists() {
+        return Ok(None);
+    }
+    ledger::describe(&ledger, limits, unix_now()).map(Some)
+}
+
+/// The length of a file; `None` for a device, or if there is nothing.
+fn regular_length(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|file| file.len())
+}
+
+fn storage(error: &io::Error) -> FetchError {
+    FetchError::Storage(storage_error(error))
+}
+
+#[cfg(test)]
+mod tests;

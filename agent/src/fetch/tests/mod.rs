@@ -1,0 +1,7 @@
+//! Downloads from servers: nginx, tinyproxy, and a small one that says whatever a test wants.
+
+mod bill;
+mod disk;
+mod kit;
+mod real;
+mod said;
