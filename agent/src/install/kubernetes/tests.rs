@@ -34,15 +34,8 @@ struct Server {
 impl Server {
     /// Starts one; `None` if there is none to start, which `FLEETWAVE_TEST_REAL=1` forbids.
     fn start() -> Option<Self> {
-        let Some(binary) = std::env::var_os("FLEETWAVE_DEVKUBE") else {
-            let must = std::env::var("FLEETWAVE_TEST_REAL").is_ok_and(|value| value == "1");
-            let what = "there is no API server: FLEETWAVE_DEVKUBE=$(tools/devkube.sh) names one";
-            assert!(!must, "FLEETWAVE_TEST_REAL=1, but {what}");
-            eprintln!("skipped: {what}");
-            return None;
-        };
         let dir = tempfile::tempdir().expect("a directory");
-        let child = Self::spawn(Path::new(&binary), dir.path(), 0);
+        let child = Self::spawn(binary()?, dir.path(), 0);
         Some(Self { child, dir })
     }
 
@@ -77,8 +70,7 @@ impl Server {
     /// The same cluster again, at the same address.
     fn restart(&mut self, port: u16) {
         let _ = fs::remove_file(self.kubeconfig("admin"));
-        let binary = std::env::var_os("FLEETWAVE_DEVKUBE").expect("it was started before");
-        self.child = Self::spawn(Path::new(&binary), self.dir.path(), port);
+        self.child = Self::spawn(binary().expect("it was started before"), self.dir.path(), port);
     }
 }
 
@@ -87,6 +79,26 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The program. Where it must be there, and nobody says where, it is built.
+fn binary() -> Option<&'static Path> {
+    static BINARY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        if let Some(path) = std::env::var_os("FLEETWAVE_DEVKUBE") {
+            return Some(path.into());
+        }
+        if std::env::var("FLEETWAVE_TEST_REAL").is_ok_and(|value| value == "1") {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/devkube.sh");
+            let built = Command::new(script).stderr(Stdio::inherit()).output().expect("the script runs");
+            let path = String::from_utf8(built.stdout).expect("a path");
+            assert!(built.status.success(), "FLEETWAVE_TEST_REAL=1, but there is no API server");
+            return Some(path.trim_end().into());
+        }
+        eprintln!("skipped: there is no API server: FLEETWAVE_DEVKUBE=$(tools/devkube.sh) names one");
+        None
+    };
+    BINARY.get_or_init(find).as_deref()
 }
 
 /// The one that the tests share, each in a namespace of its own.
