@@ -20,7 +20,9 @@ mod tests;
 use std::time::Duration;
 
 use fleetwave_agent_core::twin::{Progress, Status};
-use fleetwave_agent_core::{Boot, Durable, HealthError, Record, ReleaseId, Releases, State, StorageError};
+use fleetwave_agent_core::{
+    Boot, Durable, HealthError, LockAnswer, Record, ReleaseId, Releases, State, StorageError,
+};
 use fleetwave_protocol::CounterRng;
 use fleetwave_protocol::rng::mix;
 
@@ -215,6 +217,15 @@ impl Device {
     #[must_use]
     pub fn booted(&self) -> Boot {
         Boot { durable: self.journal, running: self.running(), committed: self.default, partial: self.stored }
+    }
+
+    /// Whether the device may be interrupted now.
+    pub fn locks(&mut self, world: &World, who: Who) -> LockAnswer {
+        let stream = world.fleet().rng(who.number, Purpose::Busy).next_u64();
+        self.draws = self.draws.wrapping_add(1);
+        let busy = world.group(who).busy;
+        let drawn = CounterRng::of(stream, u64::from(self.draws)).below(1_000_000);
+        if drawn < u64::from(busy.millionths()) { LockAnswer::Held } else { LockAnswer::Free }
     }
 
     /// How long the health checks take this time.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
-use fleetwave_agent_core::{Backoff, Policy, ReleaseId, Releases, TrustRoot, Window, sign};
+use fleetwave_agent_core::{
+    AtDeadline, Backoff, Caps, Days, Locks, Policy, ReleaseId, Releases, TrustRoot, Window, sign,
+};
 use fleetwave_hub_core::{Configuration, ConfigurationSpec, HubError};
 use serde_json::{Map, Value};
 
-use crate::scenario::model::{self, Group, Release, Scenario, Signature};
+use crate::scenario::model::{self, Group, Release, Scenario, Signature, StepWindow};
 use crate::scenario::step::{Action, Configure};
 
 /// The keys that sign the releases of a run. They protect nothing: they make devices check what they check.
@@ -118,14 +120,33 @@ fn reference(release: &Release, digest: &[u8; 32], downgrade: bool) -> Map<Strin
     sign(&release.id, release.seq, release.size.bytes(), digest, downgrade, &keys)
 }
 
+fn window(window: &StepWindow) -> Window {
+    let names = window.days.iter().map(|day| Days::NAMES[*day as usize]);
+    Window {
+        days: names.filter_map(|name| Days::NONE.and(name)).fold(Days::NONE, |days, day| days | day),
+        grace: window.grace.duration(),
+        ..Window::daily(Duration::from_millis(window.opens.millis()), window.lasts.duration())
+    }
+}
+
 /// The policy of a group's agents.
 #[must_use]
 pub fn policy(agent: &model::Agent, group: &Group) -> Policy {
     let backoff =
         |backoff: model::Backoff| Backoff { first: backoff.first.duration(), max: backoff.max.duration() };
-    let window = group
+    let both = group
         .window
         .map(|window| Window::daily(Duration::from_millis(window.opens.millis()), window.lasts.duration()));
+    // What was begun in the window is fetched to its end, and waits for the next one with its reboot.
+    let to_the_end = both.map(|window| Window { grace: Duration::MAX, ..window });
+    let locks = agent.locks.map(|locks| Locks {
+        retry: locks.retry.duration(),
+        deadline: locks.deadline.duration(),
+        at_deadline: match locks.at_deadline {
+            model::AtDeadline::Proceed => AtDeadline::Proceed,
+            model::AtDeadline::GiveUp => AtDeadline::GiveUp,
+        },
+    });
     Policy {
         splay: agent.splay.duration(),
         request_timeout: agent.request_timeout.duration(),
@@ -138,9 +159,12 @@ pub fn policy(agent: &model::Agent, group: &Group) -> Policy {
         start_attempts: agent.start_attempts,
         probation_timeout: agent.probation_timeout.duration(),
         probation_needs_hub: agent.probation_needs_hub,
-        // What was begun in the window is fetched to its end, and waits for the next one with its reboot.
-        download_window: window.map(|window| Window { grace: Duration::MAX, ..window }),
-        install_window: window,
+        download_window: group.download_window.as_ref().map(window).or(to_the_end),
+        install_window: group.install_window.as_ref().map(window).or(both),
+        utc_offset: group.utc_offset_minutes * 60,
+        locks,
+        caps: agent.update_cap.map(|cap| Caps { per_update: cap.bytes(), per_window: u64::MAX }),
+        report_plan: agent.report_plan,
         ..Policy::default()
     }
 }

@@ -239,7 +239,7 @@ mod tests {
         /// Asserts: the bound is met at the least cost, found by trying every choice of gaps.
         #[test]
         fn the_smallest_gaps_are_closed(gaps in prop::collection::vec(1..50u64, 1..10), most in 1..10usize) {
-            let mut ranges = vec![0..10];
+            let mut ranges: Vec<_> = std::iter::once(0..10).collect();
             for gap in &gaps {
                 let start = ranges.last().map_or(0, |range: &Range<u64>| range.end) + gap;
                 ranges.push(start..start + 10);

@@ -32,6 +32,14 @@ impl Days {
     }
 }
 
+impl core::ops::BitOr for Days {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
 impl core::fmt::Debug for Days {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let names = (0..7).filter(|day| self.has(*day)).map(|day| Self::NAMES[day as usize]);

@@ -7,7 +7,7 @@ use fleetwave_hub_core::throttle::{Operation, Throttles, Tier as HubTier};
 use super::audience::Audience;
 use super::fault::{CutMoment, Fault};
 use super::fleet::{Fleet, PlannedGroup};
-use super::model::{Cycle, Release, Scenario, Signature, Tier};
+use super::model::{Cycle, Group, Release, Scenario, Signature, Tier, Weekday};
 use super::quantity::{ByteSize, Percent, Span};
 use super::read::Loaded;
 use super::step::{Action, Arrival, Configure, OnTimeout, Step, Wait, WaitFor};
@@ -104,9 +104,24 @@ fn describe_group(out: &mut String, group: &PlannedGroup) -> fmt::Result {
         write!(out, ", {chance} {what} failures")?;
     }
     if let Some(window) = &spec.window {
-        write!(out, ", updates from {} UTC for {}", window.opens, window.lasts)?;
+        write!(out, ", updates from {}{} for {}", window.opens, zone(spec), window.lasts)?;
+    }
+    for (what, window) in [("downloads", &spec.download_window), ("reboots", &spec.install_window)] {
+        let Some(window) = window else { continue };
+        write!(out, ", {what} from {}{} for {}", window.opens, zone(spec), window.lasts)?;
+        if window.days.len() < Weekday::ALL.len() {
+            write!(out, " on {} days of the week", window.days.len())?;
+        }
+    }
+    if spec.busy != Percent::ZERO {
+        write!(out, ", {} busy", spec.busy)?;
     }
     writeln!(out)
+}
+
+/// What windows are in.
+fn zone(spec: &Group) -> &'static str {
+    if spec.utc_offset_minutes == 0 { " UTC" } else { " local time" }
 }
 
 fn defects(release: &Release) -> Vec<String> {

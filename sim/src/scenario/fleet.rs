@@ -47,6 +47,8 @@ pub enum Purpose {
     Blob,
     /// What it does by its script.
     Script,
+    /// Whether it may be interrupted.
+    Busy,
 }
 
 /// Streams that shuffle the fleet rather than belong to a device.

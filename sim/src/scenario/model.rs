@@ -155,9 +155,22 @@ pub struct Group {
     /// Chance that a device of this group cannot write a new release into its slot.
     #[serde(default)]
     pub install_failure: Percent,
-    /// When a device may start an update; at any time if this is left out.
+    /// When a device may start an update, and boot it; at any time if this is left out. What was begun is downloaded to
+    /// its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<MaintenanceWindow>,
+    /// When a device may download; in place of `window`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download_window: Option<StepWindow>,
+    /// When a device may boot what it has installed; in place of `window`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install_window: Option<StepWindow>,
+    /// How far local time, which windows are in, is ahead of UTC, in minutes.
+    #[serde(default)]
+    pub utc_offset_minutes: i32,
+    /// Chance that a device may not be interrupted, each time that its agent asks; it asks only with `agent.locks`.
+    #[serde(default)]
+    pub busy: Percent,
 }
 
 impl Group {
@@ -177,6 +190,10 @@ impl Group {
             health_failure: Percent::ZERO,
             install_failure: Percent::ZERO,
             window: None,
+            download_window: None,
+            install_window: None,
+            utc_offset_minutes: 0,
+            busy: Percent::ZERO,
         }
     }
 }
@@ -216,14 +233,55 @@ impl Default for Link {
     }
 }
 
-/// A daily time in which updates may start.
+/// A daily time in which updates may start, in local time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MaintenanceWindow {
-    /// When it opens, UTC.
+    /// When it opens, in local time.
     pub opens: TimeOfDay,
     /// How long it stays open, at most a day.
     pub lasts: Span,
+}
+
+/// Times of the week in which one step of an update may begin, in local time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StepWindow {
+    /// The days on which it opens; every day if this is left out.
+    #[serde(default = "defaults::days")]
+    pub days: Vec<Weekday>,
+    /// When it opens, in local time.
+    pub opens: TimeOfDay,
+    /// How long it stays open, at most a week.
+    pub lasts: Span,
+    /// How long what was begun in it may go on after its end.
+    #[serde(default)]
+    pub grace: Span,
+}
+
+/// A day of the week.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Weekday {
+    /// Monday.
+    Mon,
+    /// Tuesday.
+    Tue,
+    /// Wednesday.
+    Wed,
+    /// Thursday.
+    Thu,
+    /// Friday.
+    Fri,
+    /// Saturday.
+    Sat,
+    /// Sunday.
+    Sun,
+}
+
+impl Weekday {
+    /// All of them, in order.
+    pub const ALL: [Self; 7] = [Self::Mon, Self::Tue, Self::Wed, Self::Thu, Self::Fri, Self::Sat, Self::Sun];
 }
 
 /// A release that configurations can roll out, and what is wrong with it.
@@ -295,6 +353,46 @@ pub struct Agent {
     pub checkpoint: ByteSize,
     /// MQTT keep-alive; `"0s"` turns it off.
     pub keep_alive: Span,
+    /// Whether, and for how long, an agent asks before it interrupts its device; it does not if this is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locks: Option<Locks>,
+    /// The most bytes that one update may cost a device, in all its attempts; any number if this is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_cap: Option<ByteSize>,
+    /// Whether reports say what an update is going to cost.
+    pub report_plan: bool,
+}
+
+/// How an agent deals with devices that may not be interrupted: how many those are, each group says in `busy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Locks {
+    /// The pause before it asks again.
+    pub retry: Span,
+    /// How long it goes on asking.
+    pub deadline: Span,
+    /// What it does then.
+    pub at_deadline: AtDeadline,
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self {
+            retry: Span::from_secs(300),
+            deadline: Span::from_secs(86_400),
+            at_deadline: AtDeadline::Proceed,
+        }
+    }
+}
+
+/// What an agent does when its device could not be interrupted in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AtDeadline {
+    /// It goes on.
+    Proceed,
+    /// The update fails.
+    GiveUp,
 }
 
 impl Default for Agent {
@@ -313,6 +411,9 @@ impl Default for Agent {
             probation_needs_hub: true,
             checkpoint: ByteSize::from_bytes(256 << 10),
             keep_alive: Span::from_secs(240),
+            locks: None,
+            update_cap: None,
+            report_plan: false,
         }
     }
 }
@@ -496,8 +597,11 @@ impl Default for Harness {
 
 /// Values of keys that a file leaves out.
 mod defaults {
-    use super::{Bandwidth, ByteSize, Dist};
+    use super::{Bandwidth, ByteSize, Dist, Weekday};
 
+    pub(super) fn days() -> Vec<Weekday> {
+        Weekday::ALL.to_vec()
+    }
     pub(super) const fn seed() -> u64 {
         1
     }

@@ -155,6 +155,8 @@ pub(super) struct Shard {
     patch_of: FxHashMap<u64, u32>,
     meaning: FxHashMap<(u32, Desired), Desired>,
     reports: Vec<ReportText>,
+    /// What updates under way have cost, where that has a limit, by device.
+    spent: FxHashMap<u16, u64>,
     /// When networks that are down come back, by device.
     outages: FxHashMap<u16, Outage>,
     /// The window under way, in microseconds.
@@ -244,6 +246,7 @@ impl Shard {
             patch_of: FxHashMap::default(),
             meaning: FxHashMap::default(),
             reports: Vec::new(),
+            spent: FxHashMap::default(),
             outages: FxHashMap::default(),
             start: 0,
             end: 0,

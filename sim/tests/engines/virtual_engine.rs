@@ -263,3 +263,52 @@ fn updates_wait_for_their_window() {
     let first = record.twin_convergence.corrected.p50.expect("all converged");
     assert!(first > 50.0, "{first}");
 }
+
+#[test]
+fn downloads_and_reboots_have_windows_of_their_own_in_local_time() {
+    let bench = Bench::of(FLEET).with("clock='12:00'").virtually(1);
+    let bench = bench.with("fleet.group.all.utc_offset_minutes=120");
+    let bench = bench.with("fleet.group.all.download_window={ opens = '14:10', lasts = '10m' }");
+    let bench = bench.with("fleet.group.all.install_window={ opens = '15:00', lasts = '10m', grace = '5m' }");
+    let record = passes(&bench.with("step.done.wait.timeout='2h'"));
+    let (first, last) = (record.twin_convergence.corrected.p50, record.twin_convergence.corrected.max);
+    assert!(first.is_some_and(|first| first > 3_500.0), "{first:?}");
+    assert!(last.is_some_and(|last| last < 4_200.0), "{last:?}");
+}
+
+#[test]
+fn devices_that_are_busy_are_asked_again_and_at_the_deadline_interrupted_or_left() {
+    let busy = |chance: &str, locks: &str| {
+        let bench = Bench::of(FLEET).with("step.done.wait.timeout='2h'").virtually(1);
+        let bench = bench.with(&format!("fleet.group.all.busy='{chance}'"));
+        bench.with(&format!("agent.locks={locks}"))
+    };
+    let slowest = |record: &RunRecord| record.twin_convergence.corrected.max.expect("all converged");
+    let some = passes(&busy("50%", "{ retry = '1m' }"));
+    assert!(slowest(&some) > 120.0, "{}", slowest(&some));
+    let all = passes(&busy("100%", "{ retry = '1m', deadline = '10m' }"));
+    assert!(slowest(&all) > 600.0, "{}", slowest(&all));
+    let record = busy("100%", "{ retry = '1m', deadline = '10m', at_deadline = 'give_up' }").judged();
+    assert_eq!((record.failures[0].cause.as_str(), record.failures[0].devices), ("lock_timeout", 1000));
+}
+
+#[test]
+fn an_update_that_would_cost_too_much_fails_before_or_between_its_downloads() {
+    let capped = |cap: &str| Bench::of(FLEET).virtually(1).with(&format!("agent.update_cap='{cap}'"));
+    passes(&capped("64KiB"));
+    let record = capped("63KiB").judged();
+    assert_eq!((record.failures[0].cause.as_str(), record.failures[0].devices), ("over_update_cap", 1000));
+    assert_eq!(record.blob.bytes, 0);
+    // Once is within the cap, and a second time is not.
+    let record = capped("127KiB").with("release.corrupt=true").judged();
+    assert_eq!((record.failures[0].cause.as_str(), record.failures[0].devices), ("over_update_cap", 1000));
+    assert_eq!(record.blob.bytes, 1000 * 65_536);
+}
+
+#[test]
+fn reports_of_plans_cost_bytes_and_no_report() {
+    let plain = passes(&Bench::of(FLEET).virtually(1));
+    let told = passes(&Bench::of(FLEET).virtually(1).with("agent.report_plan=true"));
+    assert_eq!(plain.traffic.messages_up, told.traffic.messages_up);
+    assert!(told.traffic.bytes_up > plain.traffic.bytes_up);
+}

@@ -21,6 +21,7 @@ pub(super) fn unmoved(job: Job, ending: Ending) -> Fetched {
     Fetched {
         whose: job.whose,
         ending,
+        offset: job.offset,
         received: job.offset,
         hash: job.hash.clone(),
         checkpoint: job.offset,

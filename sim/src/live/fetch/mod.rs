@@ -62,6 +62,8 @@ pub(super) enum Ending {
 pub(super) struct Fetched {
     pub(super) whose: Whose,
     pub(super) ending: Ending,
+    /// From this byte.
+    pub(super) offset: u64,
     /// Bytes from the start that have come.
     pub(super) received: u64,
     /// Their hash.

@@ -2,7 +2,7 @@
 
 use fleetwave_agent_core::grant::{PROPERTIES, Request};
 use fleetwave_agent_core::twin::{self, Status};
-use fleetwave_agent_core::{Context, Effect, Event, LockAnswer, Plan, ReleaseId, State};
+use fleetwave_agent_core::{Context, Effect, Event, Plan, ReleaseId, State};
 use fleetwave_protocol::{Instant, Now, Up};
 
 use super::hub_side::GrantUnderWay;
@@ -87,7 +87,9 @@ impl Shard {
             Effect::AnswerGrant { accepted } => self.answer_grant(index, at, accepted),
             Effect::Fetch { release, offset } => self.fetch(index, release, offset, inbox),
             Effect::Plan { release, offset } => {
-                inbox.push(Event::Planned(Ok(Plan::full(self.releases[release].size, offset))));
+                let spent = self.payloads.get(&index).map_or(0, |payload| payload.spent);
+                let plan = Plan { spent, ..Plan::full(self.releases[release].size, offset) };
+                inbox.push(Event::Planned(Ok(plan)));
             }
             Effect::AbortFetch => self.stop_fetching(index),
             Effect::PauseFetch => self.interrupt_fetching(index),
@@ -123,7 +125,10 @@ impl Shard {
                 self.work(index, at, Work::Health, span);
             }
             Effect::CommitSlot => return self.commit(index, inbox),
-            Effect::AskLocks => inbox.push(Event::Locks(LockAnswer::Free)),
+            Effect::AskLocks => {
+                let who = self.who(index);
+                inbox.push(Event::Locks(self.slots[index as usize].hardware.locks(&self.world, who)));
+            }
             // Nobody aborts here.
             Effect::AnswerAbort { .. } => {}
             Effect::Wake(wake) => {

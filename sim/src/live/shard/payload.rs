@@ -18,6 +18,8 @@ pub(super) struct Payload {
     hashed: u64,
     /// Bytes from the start that have come before, kept or not.
     seen: u64,
+    /// Bytes that came, in all attempts.
+    pub(super) spent: u64,
     /// The download whose end will tell what the power cut left.
     salvage: Option<u32>,
 }
@@ -131,6 +133,7 @@ impl Shard {
         let Whose { index, generation, .. } = fetched.whose;
         let Some(payload) = self.payloads.get_mut(&index) else { return };
         payload.seen = payload.seen.max(fetched.received);
+        payload.spent += fetched.received.saturating_sub(fetched.offset);
         let slot = &mut self.slots[index as usize];
         if payload.salvage == Some(generation) {
             payload.salvage = None;

@@ -1,8 +1,8 @@
 //! The fleet, its groups and the releases.
 
 use super::super::audience;
-use super::super::model::{Scenario, Share};
-use super::super::quantity::Span;
+use super::super::model::{Group, Scenario, Share};
+use super::super::quantity::{Percent, Span};
 use super::super::read::{Path, Source};
 use super::super::step::Action;
 use super::unique;
@@ -12,6 +12,9 @@ const MOST_DEVICES: u64 = 1_000_000_000;
 /// Engines run devices apart from each other for as long as no message can pass between them.
 const SHORTEST_LATENCY: Span = Span::from_millis(1);
 const DAY: Span = Span::from_secs(86_400);
+const WEEK: Span = Span::from_secs(7 * 86_400);
+/// Local time is at most 14 hours from UTC.
+const MOST_MINUTES: u32 = 14 * 60;
 
 pub(super) fn check(scenario: &Scenario, source: &mut Source) {
     let devices = scenario.fleet.devices.0;
@@ -50,6 +53,7 @@ fn groups(scenario: &Scenario, source: &mut Source) {
                 Some("it lasts more than nothing and at most 24h; leave `window` out for always".to_owned()),
             );
         }
+        windows(i, group, scenario.agent.locks.is_some(), source);
         if group.probation.max() > scenario.agent.probation_timeout.duration() {
             source.warn(
                 &at(i, "probation"),
@@ -60,6 +64,37 @@ fn groups(scenario: &Scenario, source: &mut Source) {
                 None,
             );
         }
+    }
+}
+
+/// The windows of single steps, and local time.
+fn windows(i: usize, group: &Group, asks: bool, source: &mut Source) {
+    for (key, window) in
+        [("download_window", &group.download_window), ("install_window", &group.install_window)]
+    {
+        let Some(window) = window else { continue };
+        if group.window.is_some() {
+            let help = Some("`window` stands for both: give the one or the other two".to_owned());
+            source.error(&at(i, key), "a group has `window` or windows for single steps", help);
+        }
+        if window.days.is_empty() {
+            let help = Some("leave `days` out for every day".to_owned());
+            source.error(&at(i, &format!("{key}.days")), "a window that has no day never opens", help);
+        }
+        if window.lasts == Span::ZERO || window.lasts > WEEK {
+            let problem = format!("a window that opens every week cannot last {}", window.lasts);
+            let help =
+                Some(format!("it lasts more than nothing and at most 7d; leave `{key}` out for always"));
+            source.error(&at(i, &format!("{key}.lasts")), problem, help);
+        }
+    }
+    if group.utc_offset_minutes.unsigned_abs() > MOST_MINUTES {
+        let problem = format!("no local time is {} minutes from UTC", group.utc_offset_minutes);
+        source.error(&at(i, "utc_offset_minutes"), problem, Some("it is at most 840, both ways".to_owned()));
+    }
+    if group.busy != Percent::ZERO && !asks {
+        let help = Some("give `agent.locks = {}` for agents that ask".to_owned());
+        source.warn(&at(i, "busy"), "agents interrupt their devices without asking".to_owned(), help);
     }
 }
 

@@ -59,6 +59,13 @@ fn agent(scenario: &Scenario, source: &mut Source) {
             source.error(&Path::of(key), "an agent that never tries never updates; give at least 1", None);
         }
     }
+    if let Some(locks) = agent.locks {
+        positive("agent.locks.retry", locks.retry, source);
+    }
+    if agent.update_cap.is_some_and(|cap| cap.bytes() == 0) {
+        let help = Some("leave `update_cap` out for no limit".to_owned());
+        source.error(&Path::of("agent.update_cap"), "an update that may cost nothing is never made", help);
+    }
     if agent.checkpoint.bytes() == 0 {
         let help = Some("for no checkpoint but the end, give a size above the release's".to_owned());
         source.error(&Path::of("agent.checkpoint"), "a checkpoint every 0 bytes is not possible", help);

@@ -132,6 +132,21 @@ fn fleets_that_cannot_be() {
             "[[release]]",
             &group("[[fleet.group]]\nname = \"a\"\nwindow = { opens = \"02:00\", lasts = \"25h\" }")
         ),
+        (
+            "[[release]]",
+            &group(concat!(
+                "[[fleet.group]]\nname = \"a\"\nwindow = { opens = \"02:00\", lasts = \"1h\" }\n",
+                "download_window = { opens = \"02:00\", lasts = \"8d\", days = [] }\n",
+                "install_window = { opens = \"02:00\", lasts = \"1h\", days = [\"monday\"] }"
+            ))
+        ),
+        (
+            "[[release]]",
+            &group(concat!(
+                "[[fleet.group]]\nname = \"a\"\nutc_offset_minutes = 900\nbusy = \"10%\"\n",
+                "download_window = { opens = \"02:00\", lasts = \"8d\", days = [] }"
+            ))
+        ),
         ("seq = 2", "seq = 2\n[[release]]\nid = \"fw-2\"\nseq = 3"),
         ("seq = 2", "seq = 2\nsize = \"0B\""),
         ("seq = 2", "seq = 2\n[[release]]\nid = \"fw-1\"\nseq = 3"),
@@ -145,6 +160,7 @@ fn settings_that_cannot_be() {
         ("[[release]]", &section("[agent]\nattempts = 0")),
         ("[[release]]", &section("[agent]\nbackoff = { first = \"2m\", max = \"1m\" }")),
         ("[[release]]", &section("[agent]\ncheckpoint = \"0B\"\nrequest_timeout = \"0s\"")),
+        ("[[release]]", &section("[agent]\nlocks = { retry = \"0s\" }\nupdate_cap = \"0B\"")),
         ("[[release]]", &section("[hub]\ntier = \"S3\"\nunits = 11")),
         ("[[release]]", &section("[hub]\nconfiguration_cycle = \"0s\"")),
         ("[[release]]", &section("[hub]\nconfiguration_cycle = \"sometimes\"")),

@@ -133,7 +133,12 @@ impl Reference {
                 (.., Some(_)) if quantity_found => continue,
                 (.., Some(example)) => format!("such as `{example}`"),
                 _ => match one.get("type").map(|kind| kind.get(0).unwrap_or(kind)).and_then(Value::as_str) {
-                    Some("array") => "array of tables".to_owned(),
+                    Some("array") => match one.get("items").map(|items| self.follow(items)) {
+                        Some(items) if items.get("properties").is_none() => {
+                            format!("array of {}", self.kind(items))
+                        }
+                        _ => "array of tables".to_owned(),
+                    },
                     Some("object") => "table".to_owned(),
                     Some(kind) => kind.to_owned(),
                     None => panic!("{one} has no type"),

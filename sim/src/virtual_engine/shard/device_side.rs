@@ -2,8 +2,8 @@
 
 use fleetwave_agent_core::twin::{Desired, Status};
 use fleetwave_agent_core::{
-    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, LockAnswer, Plan, Record, ReleaseId,
-    State, VerifyError,
+    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, Plan, Record, ReleaseId, State,
+    VerifyError,
 };
 use fleetwave_protocol::time::micros;
 use std::time::Duration;
@@ -102,7 +102,7 @@ impl Shard {
                 let stored = device.fetch_from + whole(&event);
                 device.hardware.keep(stored);
                 let took = Duration::from_micros(at - device.fetch_asked);
-                self.count_payload(index, at, whole(&event), worker);
+                self.count_payload(index, at, whole(&event), env, worker);
                 worker.meter.downloaded(whole(&event), took);
                 self.tell(index, at, AgentEvent::Fetched, env, worker);
             }
@@ -121,7 +121,7 @@ impl Shard {
                 device.clear(flag::FETCHING);
                 let durable = device.fetch_from + whole(&event);
                 device.hardware.keep(durable);
-                self.count_payload(index, at, whole(&event), worker);
+                self.count_payload(index, at, whole(&event), env, worker);
                 let error = FetchError::Interrupted;
                 self.tell(index, at, AgentEvent::FetchFailed { error, durable }, env, worker);
             }
@@ -237,7 +237,9 @@ impl Shard {
             }
             Effect::Fetch { release, offset } => self.fetch(index, at, release, offset, env, worker),
             Effect::Plan { release, offset } => {
-                inbox.push(AgentEvent::Planned(Ok(Plan::full(self.releases[release].size, offset))));
+                let spent = self.spent.get(&index).copied().unwrap_or_default();
+                let plan = Plan { spent, ..Plan::full(self.releases[release].size, offset) };
+                inbox.push(AgentEvent::Planned(Ok(plan)));
             }
             Effect::AbortFetch => self.stop_fetching(index, at, worker),
             Effect::PauseFetch => self.cut_download(index, at, 0, worker),
@@ -265,6 +267,9 @@ impl Shard {
                     device.furthest = 0;
                 }
                 device.hardware.persist(record);
+                if matches!(record, Record::Ended(..)) {
+                    self.spent.remove(&index);
+                }
                 inbox.push(AgentEvent::Persisted(Ok(())));
             }
             Effect::RebootIntoCandidate | Effect::RebootIntoCommitted => {
@@ -291,7 +296,7 @@ impl Shard {
                 }
                 inbox.push(AgentEvent::SlotCommitted(result));
             }
-            Effect::AskLocks => inbox.push(AgentEvent::Locks(LockAnswer::Free)),
+            Effect::AskLocks => inbox.push(AgentEvent::Locks(device.hardware.locks(env.world(), who))),
             // Nobody aborts here.
             Effect::AnswerAbort { .. } => {}
             Effect::Wake(wake) => {
@@ -454,11 +459,16 @@ impl Shard {
     }
 
     /// Payload bytes came, up to `at`.
-    pub(super) fn count_payload(&mut self, index: u16, at: u64, bytes: u64, worker: &mut Worker) {
+    pub(super) fn count_payload(&mut self, index: u16, at: u64, bytes: u64, env: &Env, worker: &mut Worker) {
+        let counted = env.world().scenario().agent.update_cap.is_some();
         let device = &mut self.devices[usize::from(index)];
         let end = device.fetch_from + bytes;
         let again = device.furthest.min(end).saturating_sub(device.fetch_from);
         device.furthest = device.furthest.max(end);
+        // Nobody asks what an update has cost without a cap.
+        if counted {
+            *self.spent.entry(index).or_default() += bytes;
+        }
         worker.meter.payload(instant(device.fetch_asked), instant(at), bytes, again);
     }
 

@@ -87,7 +87,7 @@ impl Shard {
     /// A download was stopped that nobody waits for; after a power cut the whole checkpoints of it are left.
     pub(super) fn salvage(&mut self, event: Event, env: &Env, worker: &mut Worker) {
         let index = event.device;
-        self.count_payload(index, event.at, whole(&event), worker);
+        self.count_payload(index, event.at, whole(&event), env, worker);
         let device = &mut self.devices[usize::from(index)];
         if !device.has(flag::SALVAGE) {
             return;
