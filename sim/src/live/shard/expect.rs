@@ -1,5 +1,6 @@
 //! What is expected of devices, and what is known of how far they are.
 
+use fleetwave_agent_core::ResultCode;
 use fleetwave_agent_core::twin::{Desired, Progress};
 use fleetwave_protocol::Instant;
 
@@ -133,7 +134,8 @@ impl Shard {
             slot.set(flag::ROLLED_BACK);
             self.tally.rolled_back.add(1);
         }
-        let cause = 1 << code as u32;
+        const { assert!(ResultCode::ALL.len() <= 64, "a bit for each") };
+        let cause = 1 << code as u64;
         self.meter.failed(code.name(), slot.causes & cause == 0);
         slot.causes |= cause;
     }

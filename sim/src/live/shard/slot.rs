@@ -79,7 +79,7 @@ pub(super) struct Slot {
     /// The request that reads the twin.
     pub(super) twin_rid: u32,
     /// Result codes that it has failed with, a bit each.
-    pub(super) causes: u32,
+    pub(super) causes: u64,
     pub(super) work: Work,
     pub(super) group: u16,
     pub(super) flags: u16,
