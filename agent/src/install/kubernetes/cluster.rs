@@ -222,6 +222,10 @@ async fn access(options: &Options) -> Result<Config, Setback> {
         let path = named.unwrap_or(Path::new(K3S));
         let choice = KubeConfigOptions { context: options.context.clone(), ..KubeConfigOptions::default() };
         let read = match Kubeconfig::read_from(path) {
+            Ok(file) if names_a_proxy(&file) => {
+                let words = format!("{}: `proxy-url` is not supported: take it out", path.display());
+                return Err(Setback::Final(ClusterError::Access(words)));
+            }
             Ok(file) => Config::from_custom_kubeconfig(file, &choice).await,
             Err(error) => Err(error),
         };
@@ -235,12 +239,19 @@ async fn access(options: &Options) -> Result<Config, Setback> {
         })
     };
     let mut config = config?;
+    // What the environment says of proxies is for downloads: the cluster is on the device, or near it.
+    config.proxy_url = None;
     // One budget for all tries: the step's.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(ANSWER);
     config.write_timeout = Some(ANSWER);
     Ok(config)
+}
+
+fn names_a_proxy(file: &Kubeconfig) -> bool {
+    let mut clusters = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    clusters.any(|cluster| cluster.proxy_url.is_some())
 }
 
 /// An error with its causes: the outermost alone says little.

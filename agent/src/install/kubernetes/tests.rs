@@ -121,8 +121,10 @@ impl World {
         let namespace = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let kubeconfig = server.kubeconfig("admin");
         let file = kube::config::Kubeconfig::read_from(&kubeconfig).expect("a kubeconfig");
-        let config =
+        let mut config =
             Config::from_custom_kubeconfig(file, &Default::default()).await.expect("a configuration");
+        // As the installer has it, whatever the environment says.
+        config.proxy_url = None;
         let client = Client::try_from(config).expect("a client");
         let options =
             json!({"namespace": namespace, "kubeconfig": kubeconfig, "timeout_seconds": PATIENCE.as_secs()});

@@ -197,6 +197,10 @@ fn a_cluster_that_stays_away_is_told_when_time_is_over() {
              users: [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
              current-context: c}}"
         );
+        fs::write(&kubeconfig, text.replace("server:", "proxy-url: 'http://127.0.0.1:1', server:"))
+            .expect("written");
+        let error = workload().stage(release.clone()).await.expect_err("not supported");
+        assert!(matches!(&error, InstallError::Refused(words) if words.contains("`proxy-url`")), "{error}");
         fs::write(&kubeconfig, text).expect("written");
         let error = workload().stage(release).await.expect_err("away");
         assert!(
