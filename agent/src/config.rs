@@ -24,6 +24,7 @@ use crate::fetch::{Download, LedgerLimits};
 use crate::identity::{Identity, exposure};
 use crate::link::{Access, Hub, Provisioning, TlsPool};
 use crate::logs::Log;
+use crate::watchdog::WatchdogConfig;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,9 @@ pub struct Config {
     /// What downloads may cost.
     #[serde(default)]
     pub ledger: LedgerLimits,
+    /// What resets the machine if it hangs.
+    #[serde(default)]
+    pub(crate) watchdog: Option<WatchdogConfig>,
     /// What is logged.
     #[serde(default)]
     pub log: Log,

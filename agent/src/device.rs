@@ -27,6 +27,7 @@ use crate::install::Activated;
 use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
 use crate::unit::{Parked, Step, Unit};
+use crate::watchdog::Guard;
 use crate::{Ended, StateError};
 
 /// How long a machine may take to go down before the agent goes on as if it never would.
@@ -48,6 +49,7 @@ enum Happened {
     Arrived(Arrival),
     Done(usize, Step),
     Time,
+    Watchdog,
 }
 
 struct Device<'a> {
@@ -77,19 +79,32 @@ pub(crate) async fn live(
 ) -> Result<Ended, StateError> {
     let _lock = lock(&config.state)?;
     let mut stop = std::pin::pin!(stop);
-    loop {
-        match Device::begin(config, &access).live(once, stop.as_mut()).await {
+    let mut guard = Guard::new(config.watchdog.as_ref());
+    let ended = loop {
+        match Device::begin(config, &access).live(once, stop.as_mut(), &mut guard).await {
             Death::Anew => {}
-            Death::Ended(ended) => return Ok(ended),
+            Death::Ended(ended) => break ended,
             Death::GoingDown => {
                 tracing::warn!("the machine goes down");
-                tokio::select! {
-                    () = stop.as_mut() => return Ok(Ended::Stopped),
-                    () = tokio::time::sleep(GOING_DOWN) => {
-                        tracing::error!("the machine has not gone down: the agent goes on");
-                    }
+                if stopped(stop.as_mut(), &mut guard).await {
+                    break Ended::Stopped;
                 }
+                tracing::error!("the machine has not gone down: the agent goes on");
             }
+        }
+    };
+    guard.close();
+    Ok(ended)
+}
+
+/// Waits for the machine to go down, which stops the agent; false if it takes too long.
+async fn stopped(mut stop: Pin<&mut impl Future<Output = ()>>, guard: &mut Guard<'_>) -> bool {
+    let give_up = tokio::time::Instant::now() + GOING_DOWN;
+    loop {
+        tokio::select! {
+            () = stop.as_mut() => return true,
+            () = guard.due() => guard.keep_alive(),
+            () = tokio::time::sleep_until(give_up) => return false,
         }
     }
 }
@@ -133,9 +148,16 @@ impl<'a> Device<'a> {
         }
     }
 
-    async fn live(mut self, once: bool, mut stop: Pin<&mut impl Future<Output = ()>>) -> Death {
+    async fn live(
+        mut self,
+        once: bool,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+        guard: &mut Guard<'_>,
+    ) -> Death {
         loop {
             self.turn();
+            let on_trial = |unit: &Unit| unit.target == Target::firmware() && unit.on_trial();
+            guard.attend(self.units.iter().any(on_trial)).await;
             if once && let Some(ended) = self.settled() {
                 self.farewell().await;
                 return Death::Ended(ended);
@@ -146,12 +168,14 @@ impl<'a> Device<'a> {
                 arrival = next_arrival(&mut self.link) => Happened::Arrived(arrival),
                 (index, step) = next_step(&mut self.units) => Happened::Done(index, step),
                 () = at(self.origin, wake) => Happened::Time,
+                () = guard.due() => Happened::Watchdog,
             };
             match happened {
                 Happened::Stop => {
                     self.farewell().await;
                     return Death::Ended(Ended::Stopped);
                 }
+                Happened::Watchdog => guard.keep_alive(),
                 Happened::Arrived(arrival) => self.arrived(arrival),
                 Happened::Done(index, step) => match self.units[index].done(step) {
                     None | Some(Activated::Running) => {}

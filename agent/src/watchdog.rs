@@ -4,9 +4,8 @@
 //! How long the watchdog waits is set by `wdctl` (util-linux), because the driver takes that by `ioctl` alone and this
 //! crate has no unsafe code. What it really waits is then read from sysfs, and that counts.
 
-#![allow(dead_code, reason = "the device opens it with one of the next commits")]
-
 use std::fs::{self, File};
+use std::future::pending;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -30,13 +29,13 @@ pub(crate) struct WatchdogConfig {
     timeout_seconds: u64,
     /// When it watches.
     #[serde(default)]
-    pub(crate) watches: Watches,
+    watches: Watches,
 }
 
 /// When the watchdog watches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Watches {
+enum Watches {
     /// From the agent's start to its end.
     #[default]
     Always,
@@ -54,7 +53,7 @@ const fn timeout() -> u64 {
 
 /// Why there is no watchdog.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WatchdogError {
+enum WatchdogError {
     #[error("the watchdog {} cannot be opened: {source}{}", path.display(), hint(source))]
     Open { path: PathBuf, source: io::Error },
     #[error(
@@ -72,9 +71,67 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// After a watchdog could not be opened.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Has the watchdog watch when it should.
+#[derive(Debug)]
+pub(crate) struct Guard<'a> {
+    config: Option<&'a WatchdogConfig>,
+    watchdog: Option<Watchdog>,
+    /// When to try to open it again.
+    again: Instant,
+}
+
+impl<'a> Guard<'a> {
+    pub(crate) fn new(config: Option<&'a WatchdogConfig>) -> Self {
+        Self { config, watchdog: None, again: Instant::now() }
+    }
+
+    /// Opens or closes the watchdog, as the operator wants it at this time.
+    pub(crate) async fn attend(&mut self, on_trial: bool) {
+        let Some(config) = self.config else { return };
+        match &self.watchdog {
+            None if (on_trial || config.watches == Watches::Always) && Instant::now() >= self.again => {
+                match Watchdog::open(config).await {
+                    Ok(watchdog) => self.watchdog = Some(watchdog),
+                    Err(error) => {
+                        tracing::error!(%error, "nothing resets the machine if it hangs");
+                        self.again = Instant::now() + AGAIN;
+                    }
+                }
+            }
+            Some(_) if !on_trial && config.watches == Watches::Trials => self.close(),
+            _ => {}
+        }
+    }
+
+    /// When [`Self::keep_alive`] has to be called again.
+    pub(crate) async fn due(&self) {
+        match &self.watchdog {
+            Some(watchdog) => watchdog.due().await,
+            None => pending().await,
+        }
+    }
+
+    /// Says that the main loop still turns.
+    pub(crate) fn keep_alive(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.keep_alive();
+        }
+    }
+
+    /// Ends the watch: the agent ends because it was told to.
+    pub(crate) fn close(&mut self) {
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.close();
+        }
+    }
+}
+
 /// The watchdog, watching.
 #[derive(Debug)]
-pub(crate) struct Watchdog {
+struct Watchdog {
     file: File,
     path: PathBuf,
     pause: Duration,
@@ -85,7 +142,7 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     /// Opens the watchdog: from here on it must be kept alive.
-    pub(crate) async fn open(config: &WatchdogConfig) -> Result<Self, WatchdogError> {
+    async fn open(config: &WatchdogConfig) -> Result<Self, WatchdogError> {
         let path = config.device.clone();
         let wanted = config.timeout_seconds;
         let sysfs = sysfs(&path);
@@ -113,12 +170,12 @@ impl Watchdog {
     }
 
     /// When it is to be written to again.
-    pub(crate) async fn due(&self) {
+    async fn due(&self) {
         sleep_until(self.next).await;
     }
 
     /// Says that the main loop still turns.
-    pub(crate) fn keep_alive(&mut self) {
+    fn keep_alive(&mut self) {
         // Any byte but `V`.
         match self.file.write(b".") {
             Ok(_) => self.failing = false,
@@ -132,7 +189,7 @@ impl Watchdog {
     }
 
     /// Ends the watch: the agent ends because it was told to. A driver that is set never to stop goes on.
-    pub(crate) fn close(mut self) {
+    fn close(mut self) {
         // A close without this letter means that the agent died, and the machine is reset.
         if let Err(error) = self.file.write_all(b"V") {
             tracing::error!(%error, path = %self.path.display(), "the watchdog cannot be stopped: it will reset the machine");
@@ -210,6 +267,21 @@ mod tests {
         assert_eq!(written(&mut end), ".");
         watchdog.close();
         assert_eq!(written(&mut end), "V", "a clean end");
+    }
+
+    #[tokio::test]
+    async fn one_for_trials_watches_them_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, mut end) = pipe(dir.path());
+        let config = WatchdogConfig { watches: Watches::Trials, ..config(&path) };
+        let mut guard = Guard::new(Some(&config));
+        guard.attend(false).await;
+        assert_eq!(written(&mut end), "");
+        guard.attend(true).await;
+        guard.attend(true).await;
+        assert_eq!(written(&mut end), ".");
+        guard.attend(false).await;
+        assert_eq!(written(&mut end), "V");
     }
 
     #[tokio::test]

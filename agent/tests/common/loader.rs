@@ -10,6 +10,11 @@ use std::process::Command;
 pub(crate) trait Machine {
     /// Boots, and says which slot: `a`, `b` or `none`. `trial`: the reboot asked for one, where that is how it is done.
     fn power_on(&self, trial: bool) -> &'static str;
+
+    /// Whether a reboot has to ask for a trial.
+    fn asks_for_trials(&self) -> bool {
+        false
+    }
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -169,6 +174,10 @@ impl Drop for Tryboot {
 }
 
 impl Machine for Tryboot {
+    fn asks_for_trials(&self) -> bool {
+        true
+    }
+
     fn power_on(&self, trial: bool) -> &'static str {
         if self.device.is_none() {
             run("mcopy", &["-o", "-i", text(&self.image), text(&self.autoboot()), "::autoboot.txt"]);

@@ -30,6 +30,7 @@ pub(crate) fn program() -> Command {
 }
 
 pub(crate) const DEVICE: &str = "dev-1";
+const INSTALLED: &str = "installed = { id = \"fw-1\", seq = 1 }\n";
 /// Long enough for a loaded machine; nothing waits so long unless it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -71,6 +72,8 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) blobs: BlobServer,
     pub(crate) reports: Receiver<Value>,
+    /// What the agent finds in its environment on top.
+    pub(crate) environment: Vec<(&'static str, String)>,
     hub: HubServer,
     key: SigningKey,
 }
@@ -95,24 +98,36 @@ impl World {
             .expect("the hub starts");
         hub.control().create_devices([NewDevice::new(DEVICE)]).expect("a device");
         let dir = tempfile::tempdir().expect("a directory");
-        let world = Self { dir, blobs, reports, hub, key: SigningKey::from_bytes(&[7; 32]) };
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let world = Self { dir, blobs, reports, environment: Vec::new(), hub, key };
         fs::write(world.config(), world.toml(health)).expect("the configuration is written");
         world
     }
 
     fn toml(&self, health: &[&str]) -> String {
+        let health = if health.is_empty() { String::new() } else { format!("health = {health:?}\n") };
+        self.with_firmware(&format!("installer = \"directory\"\n{INSTALLED}{health}"))
+    }
+
+    /// The configuration of a device with this in its firmware's section, and lines and tables that follow.
+    fn with_firmware(&self, firmware: &str) -> String {
         let address = self.hub.address().expect("the hub listens");
         let key = self.hub.control().device_key(DEVICE).to_base64();
         let public = STANDARD.encode(self.key.verifying_key().to_bytes());
         let state = self.state().display().to_string();
-        let health = if health.is_empty() { String::new() } else { format!("health = {health:?}\n") };
         format!(
             "state = {state:?}\n\
              [hub]\nconnection_string = \"HostName={address};DeviceId={DEVICE};SharedAccessKey={key}\"\nplain = true\n\
              [trust]\nthreshold = 1\nkeys = {{ k1 = \"{public}\" }}\n\
-             [firmware]\ninstaller = \"directory\"\ninstalled = {{ id = \"fw-1\", seq = 1 }}\n{health}\
+             [firmware]\n{firmware}\
              [limits]\nsplay_seconds = 0\nretry_seconds = 1\nreconnect_seconds = 1\n"
         )
+    }
+
+    /// Has the agent install firmware in another way.
+    pub(crate) fn install_by(&self, firmware: &str) {
+        fs::write(self.config(), self.with_firmware(&format!("{INSTALLED}{firmware}")))
+            .expect("the configuration is written");
     }
 
     pub(crate) fn config(&self) -> PathBuf {
@@ -163,6 +178,7 @@ impl World {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
         let mut command = program();
         command.arg("run").arg("--config").arg(self.config()).stderr(Stdio::from(log));
+        command.envs(self.environment.iter().cloned());
         if once {
             command.arg("--once");
         }
@@ -191,6 +207,12 @@ impl World {
         String::from_utf8(output.stdout).expect("text")
     }
 
+    /// The next report, if there is one by now, with its state and code as text.
+    pub(crate) fn next_report(&self) -> Option<(String, Value)> {
+        let report = self.reports.try_recv().ok()?;
+        Some((told(&report), report))
+    }
+
     /// The reports up to the one that `wanted` accepts, as state and code.
     pub(crate) fn reports_until(&self, wanted: impl Fn(&Value) -> bool) -> Vec<String> {
         let mut seen = Vec::new();
@@ -199,18 +221,18 @@ impl World {
                 .reports
                 .recv_timeout(PATIENCE)
                 .unwrap_or_else(|_| panic!("no such report, but {seen:?}; log:\n{}", self.log()));
-            let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-            seen.push(format!(
-                "{} {} {}",
-                text(&report["running"]["id"]),
-                text(&report["state"]),
-                text(&report["code"])
-            ));
+            seen.push(told(&report));
             if wanted(&report) {
                 return seen;
             }
         }
     }
+}
+
+/// A report as what runs, state and code.
+fn told(report: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    format!("{} {} {}", text(&report["running"]["id"]), text(&report["state"]), text(&report["code"]))
 }
 
 pub(crate) fn runs(id: &str) -> impl Fn(&Value) -> bool {
