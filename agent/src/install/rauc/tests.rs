@@ -10,6 +10,7 @@ use fleetwave_agent_core::{Releases, TrustRoot};
 use serde_json::json;
 
 use super::*;
+use crate::crash::testing::cut_at;
 use crate::install::{Options as _, Reference};
 use crate::real::have;
 use crate::target::Target;
@@ -50,8 +51,19 @@ impl World {
         let path = |name: &str| dir.path().join(name);
         let at = dir.path().display();
         for (key, subject) in [("good", "/CN=ours"), ("bad", "/CN=somebody else")] {
-            let arguments =
-                ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj", subject];
+            let arguments = [
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "3650",
+                "-subj",
+                subject,
+            ];
             let files = ["-keyout", &format!("{key}.key"), "-out", &format!("{key}.crt")];
             run("openssl", &[&arguments[..], &files[..]].concat(), dir.path());
         }
@@ -278,4 +290,50 @@ async fn without_rauc_on_the_bus_it_is_said_what_is_missing() {
     world.rauc = None;
     let error = world.installer().standing().await.expect_err("nobody answers").to_string();
     assert!(error.contains("is RAUC installed, with its D-Bus service?"), "{error}");
+}
+
+fn alone<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+}
+
+/// A whole update, from a download to the commit.
+async fn update(world: &mut World, bundle: &Path) {
+    let installer = world.stage("fw-2", 2, bundle).await.expect("RAUC takes it");
+    installer.activate().await.expect("reboots");
+    world.power_on().await;
+    let (installer, standing) = world.standing().await;
+    assert_eq!(standing, ["fw-2", "fw-1"]);
+    installer.commit().await.expect("commits");
+}
+
+#[test]
+fn wherever_the_power_goes_rauc_boots_a_slot_whose_release_is_known() {
+    let mut points = Vec::new();
+    loop {
+        let Some(mut world) = alone(World::new()) else { return };
+        alone(async { assert_eq!(world.standing().await.1, ["fw-1", "fw-1"]) });
+        let bundle = world.bundle(&[7; SIZE], "good");
+        let number = u32::try_from(points.len()).expect("few") + 1;
+        let cut = cut_at(number, || alone(update(&mut world, &bundle)));
+        alone(async {
+            world.power_on().await;
+            let [running, committed] = world.standing().await.1;
+            assert!(["fw-1", "fw-2"].contains(&&*running), "{running} runs, cut at {cut:?}");
+            if running != committed {
+                assert_eq!(committed, "fw-1", "cut at {cut:?}");
+                world.power_on().await;
+                assert_eq!(world.standing().await.1, ["fw-1", "fw-1"], "cut at {cut:?}");
+            }
+            if world.standing().await.1[1] == "fw-1" {
+                update(&mut world, &bundle).await;
+            }
+            world.power_on().await;
+            assert_eq!(world.standing().await.1, ["fw-2", "fw-2"], "cut at {cut:?}");
+        });
+        match cut {
+            Some(point) => points.push(point),
+            None => break,
+        }
+    }
+    assert!(points.len() >= 10 && points.contains(&"rauc: committed"), "{points:?}");
 }

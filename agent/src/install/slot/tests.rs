@@ -11,6 +11,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+use crate::crash::testing::cut_at;
 use crate::install::Options as _;
 use crate::loader::{self, Machine as _};
 use crate::real::{have, have_loop_devices};
@@ -339,4 +340,52 @@ async fn a_slot_that_was_written_to_by_others_is_unknown_where_slots_are_checked
     assert_eq!(world.standing().await.1, ["fw-2", "fw-2"]);
     fs::write(&world.slots[1], b"flashed by hand").expect("writes");
     assert_eq!(world.standing().await.1, ["unknown-b", "unknown-b"]);
+}
+
+/// A whole update, from a download to the commit.
+async fn update(world: &World) {
+    install(world, "fw-2", 2).await;
+    let (installer, standing) = world.standing().await;
+    assert_eq!(standing, ["fw-2", "fw-1"]);
+    installer.commit().await.expect("commits");
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+}
+
+#[test]
+fn wherever_the_power_goes_a_slot_that_was_committed_boots_and_holds_what_it_should() {
+    let mut points = Vec::new();
+    loop {
+        let Some(world) = World::new(false, "check_slots = true") else { return };
+        run(async { assert_eq!(world.standing().await.1, ["fw-1", "fw-1"]) });
+        let number = u32::try_from(points.len()).expect("few") + 1;
+        let cut = cut_at(number, || run(update(&world)));
+        run(async {
+            world.power_on();
+            let (installer, [running, committed]) = world.standing().await;
+            let known = ["fw-1", "fw-2"];
+            assert!(known.contains(&&*running) && known.contains(&&*committed), "{running}, cut at {cut:?}");
+            if running != committed {
+                assert_eq!(committed, "fw-1", "cut at {cut:?}");
+                world.power_on();
+                assert_eq!(world.standing().await.1, ["fw-1", "fw-1"], "cut at {cut:?}");
+            } else if committed == "fw-2" {
+                let payload = world.payload("fw-2");
+                assert!(fs::read(&world.slots[1]).expect("reads") == payload, "cut at {cut:?}");
+            }
+            drop(installer);
+            if committed == "fw-1" {
+                update(&world).await;
+            }
+            world.power_on();
+            assert_eq!(world.standing().await.1, ["fw-2", "fw-2"], "cut at {cut:?}");
+        });
+        match cut {
+            Some(point) => points.push(point),
+            None => break,
+        }
+    }
+    assert!(points.len() >= 15 && points.contains(&"slot: committed"), "{points:?}");
 }
