@@ -78,10 +78,12 @@ pub(crate) async fn live(
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, StateError> {
     let _lock = lock(&config.state)?;
+    // One for all lives: what a download has cost is told after it was dropped.
+    let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state, access.tls_pool());
     let mut stop = std::pin::pin!(stop);
     let mut guard = Guard::new(config.watchdog.as_ref());
     let ended = loop {
-        match Device::begin(config, &access).live(once, stop.as_mut(), &mut guard).await {
+        match Device::begin(config, &access, &fetcher).live(once, stop.as_mut(), &mut guard).await {
             Death::Anew => {}
             Death::Ended(ended) => break ended,
             Death::GoingDown => {
@@ -128,17 +130,16 @@ fn lock(state: &Path) -> Result<Option<File>, StateError> {
 }
 
 impl<'a> Device<'a> {
-    fn begin(config: &Config, access: &'a Arc<Access>) -> Self {
+    fn begin(config: &Config, access: &'a Arc<Access>, fetcher: &Rc<Fetcher>) -> Self {
         let seed = seed(access.name());
         let units = config.targets.iter().enumerate();
-        let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state);
         let units =
-            units.map(|(index, target)| Unit::new(config, target, &fetcher, rng::mix(seed + index as u64)));
+            units.map(|(index, target)| Unit::new(config, target, fetcher, rng::mix(seed + index as u64)));
         Self {
             lead: Lead::new(config.limits.policy(), seed),
             units: units.collect(),
             access,
-            fetcher,
+            fetcher: Rc::clone(fetcher),
             origin: tokio::time::Instant::now(),
             link: None,
             connected: false,

@@ -144,3 +144,20 @@ fn a_torn_journal_is_cut_back_to_its_last_record_and_the_update_goes_on() {
     assert_eq!(world.blobs.control().counters().requests, before);
     assert_eq!(world.journal(), journal, "the same record again");
 }
+
+#[test]
+fn an_update_above_a_cap_is_refused_without_a_byte_and_status_tells_what_others_have_cost() {
+    let world = World::new(None, &[]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert!(world.run_once().success(), "{}", world.log());
+    assert!(world.status().contains("by 1 requests in this window; 39"), "{}", world.status());
+
+    let mut config = fs::read_to_string(world.config()).expect("a configuration");
+    config.push_str("[ledger]\nper_update = '300 kB'\n");
+    fs::write(world.config(), config).expect("written");
+    world.release("fw-3", 3, &content(3), content(3));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let reports = world.reports_until(|report| report["state"] == "failed");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-2 failed over_update_cap"));
+    assert_eq!(world.blobs.control().counters().bytes, SIZE, "the first update's alone");
+}

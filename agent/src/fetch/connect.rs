@@ -1,7 +1,6 @@
 //! Connections for downloads: TLS, proxies, every byte counted, and no faster than the device may.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,9 +17,7 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -48,49 +45,6 @@ impl Meter {
     pub(crate) fn total(&self) -> u64 {
         self.received.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed)
     }
-}
-
-/// Why downloads cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TlsError {
-    #[error("[download] ca: {0}")]
-    Ca(rustls::pki_types::pem::Error),
-    #[error("[download] ca: {0}")]
-    Certificate(rustls::Error),
-    #[error("[download] ca: the file holds no certificate (-----BEGIN CERTIFICATE-----)")]
-    Empty,
-    #[error(
-        "the system has no certificate authorities: install ca-certificates, or name a file in [download] ca"
-    )]
-    NoAuthorities,
-    #[error("TLS: {0}")]
-    Tls(rustls::Error),
-}
-
-/// TLS for downloads: with the authorities of the file `ca`, or the system's. Blocks.
-pub(crate) fn tls(ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = ca {
-        for certificate in CertificateDer::pem_file_iter(ca).map_err(TlsError::Ca)? {
-            roots.add(certificate.map_err(TlsError::Ca)?).map_err(TlsError::Certificate)?;
-        }
-        if roots.is_empty() {
-            return Err(TlsError::Empty);
-        }
-    } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            return Err(TlsError::NoAuthorities);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Tls)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }
 
 /// Which hosts are reached through which proxy.

@@ -174,9 +174,9 @@ impl Job {
     }
 
     async fn client(&self, bill: &Bill) -> Result<HttpClient, Stop> {
-        let ca = self.fetcher.download.ca.clone();
-        let tls = spawn_blocking(move || connect::tls(ca.as_deref())).await.map_err(cut)?;
         let fetcher = &self.fetcher;
+        let (pool, ca) = (fetcher.tls.clone(), fetcher.download.ca.clone());
+        let tls = spawn_blocking(move || pool.anonymous(ca.as_deref())).await.map_err(cut)?;
         let limiter = fetcher.limiter.clone();
         let connect = fetcher.download.connect_timeout.duration();
         Ok(connect::client(tls.map_err(cut)?, fetcher.proxies.clone(), limiter, bill.meter.clone(), connect))

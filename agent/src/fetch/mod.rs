@@ -37,6 +37,7 @@ pub(crate) use link::LinkError;
 
 use crate::files::storage_error;
 use crate::install::{Later, Place};
+use crate::link::TlsPool;
 use connect::Proxies;
 use progress::{Progress, Subject};
 use rate::Limiter;
@@ -50,6 +51,7 @@ const PROGRESS: &str = "partial";
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     download: Download,
+    tls: TlsPool,
     proxies: Arc<Proxies>,
     limiter: Option<Arc<Limiter>>,
     ledger: Arc<Ledger>,
@@ -57,9 +59,10 @@ pub(crate) struct Fetcher {
 
 impl Fetcher {
     /// The ledger is kept in the directory `state`.
-    pub(crate) fn new(download: &Download, limits: &LedgerLimits, state: &Path) -> Rc<Self> {
+    pub(crate) fn new(download: &Download, limits: &LedgerLimits, state: &Path, tls: &TlsPool) -> Rc<Self> {
         Rc::new(Self {
             download: download.clone(),
+            tls: tls.clone(),
             proxies: Arc::new(Proxies::new(download)),
             limiter: download.rate.map(|rate| Arc::new(Limiter::new(rate.0))),
             ledger: Arc::new(Ledger::open(state.join(LEDGER), limits.clone())),

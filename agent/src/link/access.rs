@@ -123,6 +123,11 @@ impl Access {
         Ok(access)
     }
 
+    /// The TLS that is shared with downloads.
+    pub(crate) fn tls_pool(&self) -> &TlsPool {
+        self.tls.pool()
+    }
+
     /// What an operator should know before it hurts: secrets that others can read, MQTT without TLS.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let proofs = [self.proof.clone(), self.provisioning_proof()];

@@ -46,6 +46,11 @@ impl Client {
         Self { pool: pool.clone(), ca: ca.map(Path::to_owned), own: Mutex::default() }
     }
 
+    /// What it shares with others.
+    pub(super) fn pool(&self) -> &TlsPool {
+        &self.pool
+    }
+
     /// The configuration of a device that shows `certificate`, or none.
     pub(super) fn config(
         &self,
@@ -69,6 +74,12 @@ impl Client {
 }
 
 impl TlsPool {
+    /// The configuration of whoever shows no certificate, and trusts the authorities in the file `ca`, or the system's.
+    /// Reads files.
+    pub(crate) fn anonymous(&self, ca: Option<&Path>) -> Result<Arc<ClientConfig>, LinkError> {
+        Ok(self.shared(ca)?.anonymous)
+    }
+
     fn shared(&self, ca: Option<&Path>) -> Result<Shared, LinkError> {
         let key = ca.map(Path::to_owned);
         let bytes = ca.map(read).transpose().map_err(LinkError::Authorities)?;

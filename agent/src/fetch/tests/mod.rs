@@ -3,5 +3,6 @@
 mod bill;
 mod disk;
 mod kit;
+mod race;
 mod real;
 mod said;
