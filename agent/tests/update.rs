@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
 
 use fleetwave_hub::blob::{Content, Fault, FaultKind};
+use serde_json::json;
 use support::{World, eventually, runs};
 
 const SIZE: u64 = 400_000;
@@ -39,6 +40,19 @@ fn a_configuration_brings_the_device_to_the_new_release_and_the_next_one_into_th
     let status = world.status();
     assert!(status.contains("committed  fw-3 (seq 3)"), "{status}");
     assert!(status.contains("last       fw-3 (seq 3): ok"), "{status}");
+}
+
+#[test]
+fn a_report_says_what_an_update_is_going_to_cost() {
+    let world = World::new(None, &[]);
+    let agent = world.start();
+    world.reports_until(runs("fw-1"));
+    world.release("fw-2", 2, &content(2), content(2));
+    let plan = json!({"id": "fw-2", "method": "full", "bytes": SIZE, "requests": 1});
+    let reports = world.reports_until(|report| report["plan"] == plan);
+    assert_eq!(reports, ["fw-1 updating -"], "it is the one that says so");
+    world.reports_until(runs("fw-2"));
+    assert!(agent.terminate().success());
 }
 
 #[test]

@@ -47,6 +47,8 @@ impl Limits {
             reconnect: first(self.reconnect_seconds, policy.reconnect),
             probation_timeout: Duration::from_secs(self.probation_seconds),
             slot_size: self.slot_bytes,
+            // Whoever pays for the bytes is to know before they come.
+            report_plan: true,
             ..policy
         }
     }
