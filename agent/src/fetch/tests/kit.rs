@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use fleetwave_agent_core::{Event, FetchError, Release, Releases, TrustRoot};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -231,6 +231,8 @@ impl Drop for Nginx {
 fn authority(dir: &Path) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
+    // Another name than the server's, or OpenSSL takes that for its own authority.
+    params.distinguished_name.push(DnType::CommonName, "the store's authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = params.self_signed(&key).expect("a certificate");
     let issuer = Issuer::new(params, key);
