@@ -5,9 +5,11 @@
 mod limits;
 mod target;
 mod trust;
+mod windows;
 
 use std::path::{Path, PathBuf};
 
+use fleetwave_agent_core::Policy;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::Spanned;
@@ -17,13 +19,17 @@ pub use limits::Limits;
 pub(crate) use target::Section;
 pub use target::{Installed, TargetConfig};
 pub use trust::Trust;
+pub use windows::{Clock, Days, Window, Windows};
 
 pub(crate) use crate::link::is_loopback;
 
+use crate::device::Reboot;
 use crate::fetch::{Download, LedgerLimits};
 use crate::identity::{Identity, exposure};
 use crate::link::{Access, Hub, Provisioning, TlsPool};
+use crate::locks::Locks;
 use crate::logs::Log;
+use crate::metrics::Metrics;
 use crate::watchdog::WatchdogConfig;
 
 /// Why a configuration cannot be used.
@@ -81,6 +87,18 @@ pub struct Config {
     /// What resets the machine if it hangs.
     #[serde(default)]
     pub(crate) watchdog: Option<WatchdogConfig>,
+    /// When updates may be fetched and installed.
+    #[serde(default)]
+    pub windows: Windows,
+    /// Who may hold an update up.
+    #[serde(default)]
+    pub locks: Locks,
+    /// The page for Prometheus.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// How the machine is rebooted.
+    #[serde(default)]
+    pub reboot: Reboot,
     /// What is logged.
     #[serde(default)]
     pub log: Log,
@@ -125,6 +143,18 @@ impl Config {
                 message: error.message().to_owned(),
             }
         })
+    }
+
+    /// What the machines of all targets share.
+    #[must_use]
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            download_window: self.windows.download.as_ref().map(Window::hours),
+            install_window: self.windows.install.as_ref().map(Window::hours),
+            locks: self.locks.any().then(|| self.locks.policy()),
+            caps: self.ledger.caps(),
+            ..self.limits.policy()
+        }
     }
 
     fn read(text: &str) -> Result<Self, Error> {

@@ -1,9 +1,12 @@
 //! A device: one connection to the hub, and the units that share it. The machines of the units ask and report as if
 //! each were alone; what they say in one turn goes out together, and what comes is given to those that it is for.
 
+mod host;
 mod inbox;
 mod lead;
+mod methods;
 mod outbox;
+mod zone;
 
 use std::fs::{File, TryLockError};
 use std::future::{Future, pending, poll_fn};
@@ -19,11 +22,14 @@ use fleetwave_agent_core::twin::Progress;
 use fleetwave_agent_core::{Effect, Event, ReleaseId, State, twin};
 use fleetwave_protocol::{Instant, Now, WallTime, rng};
 
+pub(crate) use self::host::Host;
 use self::lead::Lead;
+pub use self::methods::Reboot;
+use self::methods::Reply;
 use self::outbox::{Asked, Outbox, Who};
 use crate::config::Config;
 use crate::fetch::Fetcher;
-use crate::install::Activated;
+use crate::install::{Activated, Later};
 use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
 use crate::unit::{Parked, Step, Unit};
@@ -48,12 +54,17 @@ enum Happened {
     Stop,
     Arrived(Arrival),
     Done(usize, Step),
+    Replied(Reply),
+    Zone(i32),
     Time,
     Watchdog,
+    Beat,
 }
 
 struct Device<'a> {
+    config: &'a Config,
     access: &'a Arc<Access>,
+    host: &'a mut Host,
     origin: tokio::time::Instant,
     lead: Lead,
     units: Vec<Unit>,
@@ -64,6 +75,12 @@ struct Device<'a> {
     subscribed: bool,
     outbox: Outbox,
     effects: Vec<Effect>,
+    /// A direct method asked for it.
+    reboot: bool,
+    /// Answers to methods that take their time.
+    chores: Vec<Later<Reply>>,
+    /// The next word about local time, if that matters.
+    zone: Option<Later<i32>>,
 }
 
 /// Lives until `stop`, or (if `once`) until there is nothing left to do. Uses no signals and no globals: as many devices
@@ -75,6 +92,7 @@ pub(crate) async fn live(
     config: &Config,
     access: Arc<Access>,
     once: bool,
+    host: &mut Host,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, StateError> {
     let _lock = lock(&config.state)?;
@@ -83,7 +101,8 @@ pub(crate) async fn live(
     let mut stop = std::pin::pin!(stop);
     let mut guard = Guard::new(config.watchdog.as_ref());
     let ended = loop {
-        match Device::begin(config, &access, &fetcher).live(once, stop.as_mut(), &mut guard).await {
+        let device = Device::begin(config, &access, &fetcher, host);
+        match device.live(once, stop.as_mut(), &mut guard).await {
             Death::Anew => {}
             Death::Ended(ended) => break ended,
             Death::GoingDown => {
@@ -95,6 +114,7 @@ pub(crate) async fn live(
             }
         }
     };
+    host.supervisor.stopping(Duration::ZERO);
     guard.close();
     Ok(ended)
 }
@@ -130,22 +150,29 @@ fn lock(state: &Path) -> Result<Option<File>, StateError> {
 }
 
 impl<'a> Device<'a> {
-    fn begin(config: &Config, access: &'a Arc<Access>, fetcher: &Rc<Fetcher>) -> Self {
+    fn begin(config: &'a Config, access: &'a Arc<Access>, fetcher: &Rc<Fetcher>, host: &'a mut Host) -> Self {
         let seed = seed(access.name());
         let units = config.targets.iter().enumerate();
-        let units =
-            units.map(|(index, target)| Unit::new(config, target, fetcher, rng::mix(seed + index as u64)));
+        let units = units.map(|(index, target)| {
+            let seed = rng::mix(seed.wrapping_add(index as u64));
+            Unit::new(config, target, fetcher, host.counters.clone(), seed)
+        });
         Self {
             lead: Lead::new(config.limits.policy(), seed),
             units: units.collect(),
+            config,
             access,
             fetcher: Rc::clone(fetcher),
+            host,
             origin: tokio::time::Instant::now(),
             link: None,
             connected: false,
             subscribed: false,
             outbox: Outbox::default(),
             effects: Vec::new(),
+            reboot: false,
+            chores: Vec::new(),
+            zone: config.windows.any().then(|| zone::ask(true)),
         }
     }
 
@@ -155,10 +182,18 @@ impl<'a> Device<'a> {
         mut stop: Pin<&mut impl Future<Output = ()>>,
         guard: &mut Guard<'_>,
     ) -> Death {
+        self.host.supervisor.ready();
         loop {
             self.turn();
             let on_trial = |unit: &Unit| unit.target == Target::firmware() && unit.on_trial();
             guard.attend(self.units.iter().any(on_trial)).await;
+            self.host.show(&self.units);
+            if std::mem::take(&mut self.reboot) {
+                match self.go_down(stop.as_mut(), guard).await {
+                    Some(death) => return death,
+                    None => continue,
+                }
+            }
             if once && let Some(ended) = self.settled() {
                 self.farewell().await;
                 return Death::Ended(ended);
@@ -168,8 +203,11 @@ impl<'a> Device<'a> {
                 () = stop.as_mut() => Happened::Stop,
                 arrival = next_arrival(&mut self.link) => Happened::Arrived(arrival),
                 (index, step) = next_step(&mut self.units) => Happened::Done(index, step),
+                reply = next_reply(&mut self.chores) => Happened::Replied(reply),
+                offset = next_zone(&mut self.zone) => Happened::Zone(offset),
                 () = at(self.origin, wake) => Happened::Time,
                 () = guard.due() => Happened::Watchdog,
+                () = self.host.beat() => Happened::Beat,
             };
             match happened {
                 Happened::Stop => {
@@ -186,6 +224,14 @@ impl<'a> Device<'a> {
                         return Death::GoingDown;
                     }
                 },
+                Happened::Replied(Reply { rid, status, body }) => {
+                    self.outbox.answer(rid, status, body.to_string().into_bytes());
+                }
+                Happened::Zone(offset) => {
+                    self.zone = Some(zone::ask(false));
+                    self.units.iter_mut().for_each(|unit| unit.set_utc_offset(offset));
+                }
+                Happened::Beat => self.host.supervisor.alive(),
                 Happened::Time => {
                     let now = self.now().at;
                     self.lead.ring(now);
@@ -222,7 +268,7 @@ impl<'a> Device<'a> {
         }
         self.effects = effects;
         match &mut self.link {
-            Some(link) if self.connected => self.outbox.flush(link),
+            Some(link) if self.connected => self.outbox.flush(link, &self.host.counters),
             _ => self.outbox.clear(),
         }
     }
@@ -277,6 +323,7 @@ impl<'a> Device<'a> {
                     self.outbox.answer(rid, if accepted { 200 } else { 409 }, b"null".to_vec());
                 }
             }
+            Effect::AnswerAbort { taken } => self.cancelled(index, taken),
             _ => {}
         }
     }
@@ -298,6 +345,7 @@ impl<'a> Device<'a> {
     }
 
     fn connected(&mut self, session_present: bool) {
+        self.host.counters.connected();
         self.connected = true;
         self.subscribed = false;
         // What was on its way on a connection that this one takes the place of stays unanswered.
@@ -337,6 +385,31 @@ impl<'a> Device<'a> {
         Some(Ended::Settled { running: running.join(", ") })
     }
 
+    /// Runs the operator's command for a reboot, after what was said has reached the hub; `None` if it fails.
+    async fn go_down(
+        &mut self,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+        guard: &mut Guard<'_>,
+    ) -> Option<Death> {
+        self.farewell().await;
+        let mut rebooting = std::pin::pin!(self.config.reboot.command.program().succeed());
+        let rebooted = loop {
+            tokio::select! {
+                () = stop.as_mut() => return Some(Death::Ended(Ended::Stopped)),
+                rebooted = &mut rebooting => break rebooted,
+                () = guard.due() => guard.keep_alive(),
+            }
+        };
+        match rebooted {
+            Ok(_) => Some(Death::GoingDown),
+            Err(error) => {
+                tracing::error!(%error, "the device is not rebooted");
+                self.disconnected();
+                None
+            }
+        }
+    }
+
     async fn farewell(&mut self) {
         if let Some(link) = self.link.take() {
             link.close().await;
@@ -367,6 +440,26 @@ async fn next_step(units: &mut [Unit]) -> (usize, Step) {
         Poll::Pending
     })
     .await
+}
+
+async fn next_reply(chores: &mut Vec<Later<Reply>>) -> Reply {
+    poll_fn(|cx| {
+        for at in 0..chores.len() {
+            if let Poll::Ready(reply) = chores[at].as_mut().poll(cx) {
+                drop(chores.swap_remove(at));
+                return Poll::Ready(reply);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn next_zone(zone: &mut Option<Later<i32>>) -> i32 {
+    match zone {
+        Some(zone) => zone.await,
+        None => pending().await,
+    }
 }
 
 async fn at(origin: tokio::time::Instant, wake: Option<Instant>) {

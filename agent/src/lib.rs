@@ -46,7 +46,8 @@ use fleetwave_agent_core::ResultCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use command::Command;
-pub use config::{Config, ConfigError, Installed, Limits, TargetConfig, Trust};
+pub use config::{Clock, Config, ConfigError, Days, Installed, Limits, TargetConfig, Trust, Window, Windows};
+pub use device::Reboot;
 pub use fetch::{Download, LedgerLimits, Proxy};
 pub use health::Checks;
 pub use hooks::Hooks;
@@ -58,6 +59,9 @@ pub use metrics::{Loopback, Metrics};
 pub use status::status;
 pub use target::Target;
 pub use units::{Bytes, Rate, Span};
+
+use device::Host;
+use link::Access;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,12 +118,12 @@ pub enum Ended {
     },
 }
 
-/// Runs the agent on this thread until SIGINT or SIGTERM; with `once`, no longer than until the hub wants nothing
+/// Runs the agent on this thread until SIGINT or SIGTERM, `recent` being the end of its log, for whoever asks for that; with `once`, no longer than until the hub wants nothing
 /// more of the device and knows that.
 ///
 /// # Errors
 /// If the state directory cannot be used. Everything else the agent lives with.
-pub fn run(config: &Config, once: bool) -> Result<Ended, RunError> {
+pub fn run(config: &Config, once: bool, recent: Option<Recent>) -> Result<Ended, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =
@@ -130,8 +134,32 @@ pub fn run(config: &Config, once: bool) -> Result<Ended, RunError> {
                 _ = terminate.recv() => {}
             }
         };
-        live(config, &TlsPool::default(), once, stop).await
+        let access = access(config, &TlsPool::default())?;
+        let mut host = Host::of_this_process(recent);
+        let _page = serve_metrics(config, &host).await;
+        Ok(device::live(config, access, once, &mut host, stop).await?)
     })
+}
+
+fn access(config: &Config, pool: &TlsPool) -> Result<Arc<Access>, RunError> {
+    let access = config.access(pool).map_err(RunError::Hub)?;
+    access.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(Arc::new(access))
+}
+
+/// An agent whose metrics cannot be read does its work all the same.
+async fn serve_metrics(config: &Config, host: &Host) -> Option<metrics::Page> {
+    let Loopback(address) = config.metrics.listen?;
+    match metrics::Page::serve(address, host.counters.clone()).await {
+        Ok(page) => {
+            tracing::info!(address = %page.address(), "metrics are served");
+            Some(page)
+        }
+        Err(error) => {
+            tracing::error!(%address, %error, "metrics cannot be served");
+            None
+        }
+    }
 }
 
 /// The same as a future, until `stop` ends. It takes no signals and shares nothing with others but what is in `pool`: as
@@ -146,7 +174,5 @@ pub async fn live(
     once: bool,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, RunError> {
-    let access = config.access(pool).map_err(RunError::Hub)?;
-    access.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    Ok(device::live(config, Arc::new(access), once, stop).await?)
+    Ok(device::live(config, access(config, pool)?, once, &mut Host::default(), stop).await?)
 }

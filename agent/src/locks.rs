@@ -2,8 +2,6 @@
 //!
 //! A lock that cannot be asked counts as held: it may well be. One whose workload does not run at all is free.
 
-#![allow(dead_code, reason = "asked by the device with the next commits")]
-
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _};
@@ -111,6 +109,18 @@ impl fmt::Display for Reason {
 }
 
 impl Locks {
+    /// How long the machine listens.
+    pub(crate) fn policy(&self) -> fleetwave_agent_core::Locks {
+        fleetwave_agent_core::Locks {
+            retry: Duration::from_secs(self.retry_seconds),
+            deadline: Duration::from_secs(self.deadline_seconds),
+            at_deadline: match self.at_deadline {
+                AtDeadline::GiveUp => fleetwave_agent_core::AtDeadline::GiveUp,
+                AtDeadline::Proceed => fleetwave_agent_core::AtDeadline::Proceed,
+            },
+        }
+    }
+
     /// Whether there is anything to ask.
     pub(crate) fn any(&self) -> bool {
         !self.files.is_empty() || !self.flocks.is_empty() || self.command.is_some() || self.url.is_some()

@@ -71,18 +71,22 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run { config, once } => {
             let config = load(&config)?;
-            fleetwave_agent::start_log(&config.log).map_err(|error| (USAGE, error.into()))?;
-            Ok(match fleetwave_agent::run(&config, once).map_err(|error| (FAILURE, error.into()))? {
-                Ended::Stopped => ExitCode::SUCCESS,
-                Ended::Settled { running } => {
-                    println!("{running} runs, and the hub wants nothing more");
-                    ExitCode::SUCCESS
-                }
-                Ended::GivenUp { release, code } => {
-                    println!("{release} was given up: {}", code.name());
-                    ExitCode::from(GIVEN_UP)
-                }
-            })
+            let recent = fleetwave_agent::start_log(&config.log).map_err(|error| (USAGE, error.into()))?;
+            Ok(
+                match fleetwave_agent::run(&config, once, Some(recent))
+                    .map_err(|error| (FAILURE, error.into()))?
+                {
+                    Ended::Stopped => ExitCode::SUCCESS,
+                    Ended::Settled { running } => {
+                        println!("{running} runs, and the hub wants nothing more");
+                        ExitCode::SUCCESS
+                    }
+                    Ended::GivenUp { release, code } => {
+                        println!("{release} was given up: {}", code.name());
+                        ExitCode::from(GIVEN_UP)
+                    }
+                },
+            )
         }
         Command::CheckConfig { file } => {
             load(&file)?;

@@ -2,8 +2,6 @@
 //!
 //! The watchdog is fed from the agent's one loop, and nowhere else: an agent that is stuck is started anew.
 
-#![allow(dead_code, reason = "the device takes it up with the next commits")]
-
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -25,6 +23,11 @@ impl Supervisor {
             watchdog: sd_notify::watchdog_enabled(),
             ..Self::default()
         }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn listens(&self) -> bool {
+        self.listens
     }
 
     /// How often [`Self::alive`] has to be called, if at all: twice in the time that systemd waits.

@@ -17,13 +17,17 @@ use fleetwave_agent_core::{
 };
 use fleetwave_protocol::{Instant, Now, rng};
 use hyper::Uri;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use crate::command::About;
 use crate::config::{Config, TargetConfig};
 use crate::fetch::{Fetcher, Payload};
 use crate::files::storage_error;
-use crate::install::{Activated, InstallError, Installer, Later, Site, Standing};
+use crate::install::{Activated, InstallError, Installer, Later, Reference, Site, Standing};
 use crate::journal::Journal;
+use crate::locks::Locks;
+use crate::metrics::Counters;
 use crate::target::Target;
 
 /// The pause before a life that follows a failure, and the longest one.
@@ -71,6 +75,8 @@ pub(crate) struct Unit {
     pub(crate) plan: Option<Plan>,
     /// A report is on its way.
     pub(crate) reporting: bool,
+    /// The direct methods that wait to hear whether the update was called off.
+    pub(crate) cancelling: Vec<String>,
     dir: PathBuf,
     policy: Policy,
     seed: u64,
@@ -78,6 +84,11 @@ pub(crate) struct Unit {
     installer: Rc<dyn Installer>,
     fetcher: Rc<Fetcher>,
     payload: Rc<Payload>,
+    locks: Locks,
+    counters: Counters,
+    /// What runs, as it was found, and how the last update ended.
+    running: Option<ReleaseId>,
+    last: Option<(ReleaseId, ResultCode)>,
     /// There is none while it is not known what runs.
     machine: Option<Machine>,
     events: VecDeque<Event>,
@@ -99,7 +110,13 @@ struct Machine {
 
 impl Unit {
     /// The unit of a target, in its first life.
-    pub(crate) fn new(config: &Config, target: &TargetConfig, fetcher: &Rc<Fetcher>, seed: u64) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        target: &TargetConfig,
+        fetcher: &Rc<Fetcher>,
+        counters: Counters,
+        seed: u64,
+    ) -> Self {
         let dir = target.target.dir(&config.state);
         let site =
             Site { target: target.target.clone(), dir: dir.clone(), installed: target.installed.reference() };
@@ -113,13 +130,18 @@ impl Unit {
             offer: None,
             plan: None,
             reporting: false,
+            cancelling: Vec::new(),
             fetcher: Rc::clone(fetcher),
             payload: Payload::open(&dir),
             dir,
-            policy: Policy { caps: config.ledger.caps(), ..config.limits.policy() },
+            policy: config.policy(),
             seed,
             trust: config.trust.0.clone(),
             installer,
+            locks: config.locks.clone(),
+            counters,
+            running: None,
+            last: None,
             machine: None,
             events: VecDeque::new(),
             url: None,
@@ -141,6 +163,7 @@ impl Unit {
         self.offer = None;
         self.plan = None;
         self.reporting = false;
+        self.cancelling.clear();
         self.events.clear();
         self.url = None;
         self.fetching = false;
@@ -185,6 +208,8 @@ impl Unit {
             "begins"
         );
         let agent = Agent::new(rng::mix(self.seed ^ u64::from(self.life)), committed);
+        self.running = Some(running);
+        self.last = durable.last;
         self.machine = Some(Machine { agent, journal, wake: None });
         self.events.push_back(Event::Booted(Boot { durable, running, committed, partial }));
     }
@@ -211,6 +236,46 @@ impl Unit {
         self.agent().map(Agent::state)
     }
 
+    /// What the programs of the operator are told.
+    fn about(&self) -> About {
+        let release =
+            self.agent().and_then(Agent::in_flight).map(|release| self.releases[release].reference());
+        About::reference(self.target.as_str(), release.unwrap_or(&Reference::new()))
+    }
+
+    /// For the service manager: what it does, if anything.
+    pub(crate) fn doing(&self) -> Option<String> {
+        let Some(agent) = self.agent() else { return Some(format!("{}: starting", self.target)) };
+        let release = agent.in_flight()?;
+        Some(format!("{}: {} {}", self.target, agent.state().name(), self.releases[release].id))
+    }
+
+    /// For people, and for programs of the back end.
+    pub(crate) fn status(&self) -> Value {
+        let Some(agent) = self.agent() else { return json!({"state": "starting"}) };
+        let name = |release: ReleaseId| {
+            let release = &self.releases[release];
+            json!({"id": &*release.id, "seq": release.sequence})
+        };
+        let updating = agent.in_flight().map(|release| {
+            let bytes = self.durable(release);
+            let release = &self.releases[release];
+            json!({"id": &*release.id, "seq": release.sequence, "bytes": bytes, "size": release.size})
+        });
+        let last = self.last.map(|(release, code)| {
+            let release = &self.releases[release];
+            json!({"id": &*release.id, "seq": release.sequence, "code": code.name()})
+        });
+        json!({
+            "state": agent.state().name(),
+            "online": agent.is_online(),
+            "running": self.running.map(name),
+            "committed": name(agent.committed()),
+            "updating": updating,
+            "last": last,
+        })
+    }
+
     /// Whether a download of this unit is under way.
     pub(crate) fn is_fetching(&self) -> bool {
         self.fetching
@@ -229,6 +294,14 @@ impl Unit {
     pub(crate) fn hear(&mut self, event: Event) {
         if self.machine.is_some() {
             self.events.push_back(event);
+        }
+    }
+
+    /// How far local time is ahead of UTC; a window may open or close by it.
+    pub(crate) fn set_utc_offset(&mut self, seconds: i32) {
+        if self.policy.utc_offset != seconds {
+            self.policy.utc_offset = seconds;
+            self.hear(Event::Timer);
         }
     }
 
@@ -280,7 +353,21 @@ impl Unit {
                 self.plan = Some(plan);
                 self.events.push_back(Event::Planned(Ok(plan)));
             }
-            Effect::AskLocks => self.events.push_back(Event::Locks(LockAnswer::Free)),
+            Effect::AskLocks => {
+                let asking = self.locks.held(self.about());
+                let target = self.target.clone();
+                self.go(async move {
+                    let held = asking.await;
+                    if let Some(reason) = &held {
+                        tracing::info!(%target, %reason, "waits: a lock is held");
+                    }
+                    Step::Event(Event::Locks(if held.is_some() {
+                        LockAnswer::Held
+                    } else {
+                        LockAnswer::Free
+                    }))
+                });
+            }
             Effect::Discard => {
                 self.stop();
                 // First what says that there is something.
@@ -304,6 +391,13 @@ impl Unit {
                 let durable = durable.inspect_err(
                     |error| tracing::error!(target = %self.target, %error, "the journal cannot be written"),
                 );
+                if durable.is_err() {
+                    self.counters.journal_failed(self.target.as_str());
+                }
+                if let Record::Ended(release, code) = record {
+                    self.last = Some((release, code));
+                    self.counters.ended(self.target.as_str(), code);
+                }
                 if let (Ok(()), Record::Ended(release, _)) = (&durable, record) {
                     self.fetcher.ledger().ended(&self.releases[release]);
                 }
@@ -335,6 +429,7 @@ impl Unit {
                 }
             }
             Effect::Entered(state) => {
+                self.counters.entered(self.target.as_str(), state.name());
                 tracing::info!(target = %self.target, state = state.name(), "entered");
             }
             _ => return Some(effect),
@@ -429,6 +524,9 @@ impl Unit {
                 self.begin_later();
             }
             Step::Event(event) => {
+                if matches!(event, Event::Health(Err(_))) {
+                    self.counters.unhealthy(self.target.as_str());
+                }
                 if matches!(event, Event::Fetched | Event::FetchFailed { .. }) {
                     self.fetching = false;
                 }

@@ -21,6 +21,7 @@ impl Device<'_> {
             }
             Arrival::Lost(error) => {
                 tracing::warn!(%error, "not connected");
+                self.host.counters.lost();
                 self.disconnected();
             }
             Arrival::Message(message) => self.message(&message),
@@ -45,11 +46,7 @@ impl Device<'_> {
             }
             Down::Desired { version, body } => self.desired(version, body),
             Down::Method { name, rid, body } if name == grant::METHOD => self.grant(body, Some(rid)),
-            Down::Method { name, rid, .. } => {
-                tracing::warn!(%name, "a direct method that this version does not have");
-                let body = br#"{"message":"this version of the agent has no such method"}"#;
-                self.outbox.answer(rid.to_owned(), 501, body.to_vec());
-            }
+            Down::Method { name, rid, body } => self.method(&name, rid, body),
             Down::CloudToDevice { properties, body }
                 if bag::get(properties, "kind").as_deref() == Some("grant") =>
             {

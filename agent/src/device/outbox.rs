@@ -6,6 +6,7 @@ use fleetwave_protocol::Up;
 use serde_json::{Map, Value};
 
 use crate::link::Link;
+use crate::metrics::Counters;
 
 /// Who asked something of the hub, and by which id of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl Outbox {
     }
 
     /// Sends all that was said.
-    pub(super) fn flush(&mut self, link: &mut Link) {
+    pub(super) fn flush(&mut self, link: &mut Link, counters: &Counters) {
         for out in self.out.drain(..) {
             match out {
                 Out::Subscribe => link.subscribe(),
@@ -104,6 +105,7 @@ impl Outbox {
                     self.questions.insert(self.last_rid, Question::Report(all));
                     let patch = Value::Object(patch).to_string();
                     let rid = self.last_rid.to_string();
+                    counters.reported();
                     link.send(&Up::Report { rid: &rid, base: None, patch: patch.as_bytes() });
                 }
                 Out::Telemetry(properties, body) => link.send(&Up::Telemetry { properties, body: &body }),

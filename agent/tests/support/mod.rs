@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
+use fleetwave_agent_core::Unsigned;
 use fleetwave_agent_core::grant::{Answer, METHOD, Outcome, PROPERTIES, Request};
-use fleetwave_agent_core::sign;
 use fleetwave_hub::blob::{BlobControl, BlobServer, Content};
-use fleetwave_hub::{Clock, Hooks, HubServer, NewDevice, Replies, Reply, Telemetry};
+use fleetwave_hub::{
+    Clock, Hooks, HubServer, MethodCall, NewDevice, PendingMethod, Replies, Reply, Telemetry, TwinChange,
+};
 use fleetwave_hub_core::{Configuration, ConfigurationSpec};
 use fleetwave_protocol::{Now, WallTime};
 use serde_json::{Value, json};
@@ -64,7 +66,7 @@ impl Hooks for Cloud {
     fn reported(&mut self, _now: Now, _device: &str, _version: u64, patch: &[u8]) {
         let patch: Value = serde_json::from_slice(patch).expect("a report is JSON");
         // The test may have ended.
-        let _ = self.reports.send(patch["firmware"].clone());
+        let _ = self.reports.send(patch);
     }
 }
 
@@ -81,6 +83,11 @@ pub(crate) struct World {
 impl World {
     /// `bandwidth`: bytes a second of the blob store.
     pub(crate) fn new(bandwidth: Option<u64>, health: &[&str]) -> Self {
+        Self::with(bandwidth, health, "")
+    }
+
+    /// The same, with more `sections` in the configuration.
+    pub(crate) fn with(bandwidth: Option<u64>, health: &[&str], sections: &str) -> Self {
         let clock = Clock::new();
         let blobs = BlobServer::builder().clock(clock.clone());
         let blobs = match bandwidth {
@@ -100,7 +107,8 @@ impl World {
         let dir = tempfile::tempdir().expect("a directory");
         let key = SigningKey::from_bytes(&[7; 32]);
         let world = Self { dir, blobs, reports, environment: Vec::new(), hub, key };
-        fs::write(world.config(), world.toml(health)).expect("the configuration is written");
+        let toml = world.toml(health) + sections;
+        fs::write(world.config(), toml).expect("the configuration is written");
         world
     }
 
@@ -155,14 +163,10 @@ impl World {
         fs::read_to_string(self.dir.path().join("log")).expect("the agent writes a log")
     }
 
-    /// Signs a release whose payload should be `signed`, stores `served` for it, and configures all devices.
+    /// Signs a release of the firmware whose payload should be `signed`, stores `served` for it, and configures all
+    /// devices.
     pub(crate) fn release(&self, id: &str, seq: u64, signed: &Content, served: Content) {
-        let digest = signed.sha256();
-        let digest: [u8; 32] = std::array::from_fn(|byte| {
-            u8::from_str_radix(&digest[2 * byte..2 * byte + 2], 16).expect("hexadecimal")
-        });
-        self.blobs.control().put(id, served).expect("a blob");
-        let reference = sign(id, seq, signed.size(), &digest, false, &[("k1", &self.key)]);
+        let reference = self.sign(None, id, seq, signed, served);
         let content = json!({"properties.desired.firmware": reference}).to_string();
         let configuration = Configuration::new(&ConfigurationSpec {
             id,
@@ -172,6 +176,57 @@ impl World {
             ..ConfigurationSpec::default()
         });
         self.hub.control().put_configuration(configuration.expect("well-formed")).expect("accepted");
+    }
+
+    /// Signs a release of a target (the firmware if there is none) and stores its payload.
+    pub(crate) fn sign(
+        &self,
+        target: Option<&str>,
+        id: &str,
+        seq: u64,
+        signed: &Content,
+        served: Content,
+    ) -> Value {
+        let digest = signed.sha256();
+        let digest: [u8; 32] = std::array::from_fn(|byte| {
+            u8::from_str_radix(&digest[2 * byte..2 * byte + 2], 16).expect("hexadecimal")
+        });
+        self.blobs.control().put(id, served).expect("a blob");
+        let unsigned = Unsigned { target, ..Unsigned::new(id, seq, signed.size(), digest) };
+        unsigned.sign(&[("k1", &self.key)]).into()
+    }
+
+    /// Changes the device's desired properties.
+    pub(crate) fn desire(&self, patch: &Value) {
+        let desired = Some(patch.to_string().into_bytes());
+        let change = TwinChange { desired, ..TwinChange::default() };
+        self.hub.control().patch_twin(DEVICE, change).expect("accepted");
+    }
+
+    /// Calls a direct method of the device; its status and what it says. One that meets the end of a connection is lost,
+    /// and called again.
+    pub(crate) fn call(&self, name: &str, payload: &Value) -> (i32, Value) {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let call = MethodCall {
+                name: name.to_owned(),
+                payload: payload.to_string().into(),
+                connect_timeout: PATIENCE,
+                response_timeout: Duration::from_secs(5),
+            };
+            match self.hub.control().invoke_method(DEVICE, call).and_then(PendingMethod::wait) {
+                Ok(answer) => {
+                    return (answer.status, serde_json::from_slice(&answer.payload).expect("JSON"));
+                }
+                Err(error) if Instant::now() > give_up => panic!("{name}: {error}; log:\n{}", self.log()),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes the hub away for a while.
+    pub(crate) fn restart_hub(&self, down_for: Duration) {
+        self.hub.control().restart(down_for).expect("the hub restarts");
     }
 
     fn command(&self, once: bool) -> Command {
@@ -207,13 +262,19 @@ impl World {
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// The next report, if there is one by now, with its state and code as text.
+    /// The next report of the firmware, if there is one by now, with its state and code as text.
     pub(crate) fn next_report(&self) -> Option<(String, Value)> {
-        let report = self.reports.try_recv().ok()?;
+        let report = self.reports.try_recv().ok()?["firmware"].take();
         Some((told(&report), report))
     }
 
-    /// The reports up to the one that `wanted` accepts, as state and code.
+    /// The next report: a patch of the reported properties.
+    pub(crate) fn report(&self) -> Value {
+        let report = self.reports.recv_timeout(PATIENCE);
+        report.unwrap_or_else(|_| panic!("no report; log:\n{}", self.log()))
+    }
+
+    /// The reports of the firmware up to the one that `wanted` accepts, as running release, state and code.
     pub(crate) fn reports_until(&self, wanted: impl Fn(&Value) -> bool) -> Vec<String> {
         let mut seen = Vec::new();
         loop {
@@ -221,8 +282,9 @@ impl World {
                 .reports
                 .recv_timeout(PATIENCE)
                 .unwrap_or_else(|_| panic!("no such report, but {seen:?}; log:\n{}", self.log()));
-            seen.push(told(&report));
-            if wanted(&report) {
+            let Some(report) = report.get("firmware") else { continue };
+            seen.push(told(report));
+            if wanted(report) {
                 return seen;
             }
         }

@@ -1,0 +1,229 @@
+//! Direct methods, other than the one that brings a grant. Each answers at once, or as soon as the machine has.
+
+use std::time::Duration;
+
+use fleetwave_agent_core::{Event, grant};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::Device;
+use crate::command::{Command, Program};
+use crate::unit::Unit;
+
+/// All that there are.
+const METHODS: [&str; 5] = ["cancel", "collect-logs", grant::METHOD, "reboot", "status"];
+/// An answer may have 128 KiB; quoting can double what is in it.
+const LOG: usize = 60 * 1024;
+/// Lines of the log if the caller names no number.
+const LINES: usize = 200;
+
+/// `[reboot]`: what the direct method `reboot` runs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reboot {
+    /// The program that makes the machine go down.
+    pub command: Command,
+}
+
+impl Default for Reboot {
+    fn default() -> Self {
+        Self { command: Command::new(["systemctl", "reboot"]) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cancel {
+    target: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RebootNow {
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CollectLogs {
+    lines: Option<usize>,
+    /// Of this unit of systemd, from the journal, in place of the agent's own.
+    unit: Option<String>,
+}
+
+/// An answer: a status and JSON.
+type Answer = (i32, Value);
+
+fn refused(status: i32, message: impl Into<String>) -> Answer {
+    (status, json!({"message": message.into()}))
+}
+
+/// A method's parameters; `null` and nothing at all are none.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
+    let body = if matches!(body.trim_ascii(), b"" | b"null") { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| refused(400, format!("the parameters: {error}")))
+}
+
+impl Device<'_> {
+    pub(super) fn method(&mut self, name: &str, rid: &str, body: &[u8]) {
+        tracing::info!(method = name, "called");
+        let answer = match name {
+            "status" => Ok((200, self.status())),
+            "cancel" => match self.cancel(rid, body) {
+                // The machine answers.
+                Ok(()) => return,
+                Err(answer) => Err(answer),
+            },
+            "reboot" => self.reboot(body),
+            "collect-logs" => match self.collect_logs(rid, body) {
+                Ok(Some(answer)) => Ok(answer),
+                Ok(None) => return,
+                Err(answer) => Err(answer),
+            },
+            _ => Err(refused(404, format!("there is no method {name:?}: {}", METHODS.join(", ")))),
+        };
+        let (status, body) = answer.unwrap_or_else(|refusal| refusal);
+        self.outbox.answer(rid.to_owned(), status, body.to_string().into_bytes());
+    }
+
+    fn status(&self) -> Value {
+        let targets = self.units.iter().map(|unit| (unit.target.to_string(), unit.status())).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": self.origin.elapsed().as_secs(),
+            "targets": Value::Object(targets),
+        })
+    }
+
+    fn cancel(&mut self, rid: &str, body: &[u8]) -> Result<(), Answer> {
+        let Cancel { target } = read(body)?;
+        let unit = match &target {
+            Some(name) => {
+                let known = self.units.iter().map(|unit| unit.target.as_str()).collect::<Vec<_>>().join(", ");
+                let named = self.units.iter_mut().find(|unit| unit.target.as_str() == name);
+                named.ok_or_else(|| refused(404, format!("there is no target {name:?}: {known}")))?
+            }
+            None => {
+                let mut busy = self.units.iter_mut().filter(|unit| unit.is_updating());
+                let first = busy.next().ok_or_else(|| refused(409, "no update is under way"))?;
+                if busy.next().is_some() {
+                    return Err(refused(409, "several updates are under way: name the target of one"));
+                }
+                first
+            }
+        };
+        if unit.agent().is_none() {
+            return Err(refused(409, format!("it is not known yet what {} runs", unit.target)));
+        }
+        unit.cancelling.push(rid.to_owned());
+        unit.hear(Event::Abort);
+        Ok(())
+    }
+
+    /// The machine has taken [`Event::Abort`], or not.
+    pub(super) fn cancelled(&mut self, index: usize, taken: bool) {
+        let unit = &mut self.units[index];
+        if unit.cancelling.is_empty() {
+            return;
+        }
+        let rid = unit.cancelling.remove(0);
+        let (status, body) = if taken {
+            (200, json!({"target": unit.target.as_str()}))
+        } else {
+            let state = unit.state().map_or("starting", |state| state.name());
+            refused(409, format!("{} has no update that can still be called off: it is {state}", unit.target))
+        };
+        self.outbox.answer(rid, status, body.to_string().into_bytes());
+    }
+
+    fn reboot(&mut self, body: &[u8]) -> Result<Answer, Answer> {
+        let RebootNow { force } = read(body)?;
+        if !force && let Some(unit) = self.units.iter().find(|unit| unit.on_trial()) {
+            let message = format!(
+                "{} runs what is not committed yet: it would be taken for a failure. {{\"force\": true}} does it",
+                unit.target
+            );
+            return Err(refused(409, message));
+        }
+        self.reboot = true;
+        Ok((200, json!({"message": "going down"})))
+    }
+
+    /// `None` if the answer comes later.
+    fn collect_logs(&mut self, rid: &str, body: &[u8]) -> Result<Option<Answer>, Answer> {
+        let CollectLogs { lines, unit } = read(body)?;
+        let lines = lines.unwrap_or(LINES);
+        if let Some(unit) = unit {
+            if unit.starts_with('-') {
+                return Err(refused(400, "the name of a unit does not begin with -"));
+            }
+            let program = Program::new("journalctl")
+                .args(["--no-pager", "--quiet", "--output=short-iso", "--lines", &lines.to_string()])
+                .args(["--unit", &unit])
+                .within(Duration::from_secs(20));
+            let rid = rid.to_owned();
+            self.chores.push(Box::pin(async move {
+                let (status, body) = match program.succeed().await {
+                    Ok(output) => (200, json!({"log": last(&String::from_utf8_lossy(&output), lines)})),
+                    Err(error) => refused(500, error.to_string()),
+                };
+                Reply { rid, status, body }
+            }));
+            return Ok(None);
+        }
+        let Some(recent) = &self.host.recent else {
+            return Err(refused(409, "this agent keeps no log: it shares its process with others"));
+        };
+        Ok(Some((200, json!({"log": last(&recent.tail(LOG), lines)}))))
+    }
+}
+
+/// An answer to a method that took its time.
+pub(super) struct Reply {
+    pub(super) rid: String,
+    pub(super) status: i32,
+    pub(super) body: Value,
+}
+
+/// The last lines, no more than fit into an answer.
+fn last(text: &str, lines: usize) -> &str {
+    let mut start = text.len();
+    for line in text.split_inclusive('\n').rev().take(lines) {
+        if text.len() - start + line.len() > LOG {
+            break;
+        }
+        start -= line.len();
+    }
+    &text[start..]
+}
+
+impl Unit {
+    /// Whether an update is under way, or waits for its turn.
+    fn is_updating(&self) -> bool {
+        self.agent().is_some_and(|agent| agent.in_flight().is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_lines_go_into_an_answer_and_only_whole_ones() {
+        assert_eq!(last("one\ntwo\nthree\n", 2), "two\nthree\n");
+        assert_eq!(last("one\n", 9), "one\n");
+        assert_eq!(last("", 9), "");
+        let long = format!("{}\nend\n", "x".repeat(LOG));
+        assert_eq!(last(&long, 9), "end\n");
+    }
+
+    #[test]
+    fn parameters_may_be_missing_and_must_be_known() {
+        for body in [&b""[..], b"null", b"{}"] {
+            assert!(read::<Cancel>(body).is_ok_and(|cancel| cancel.target.is_none()));
+        }
+        assert!(read::<Cancel>(br#"{"targets": []}"#).is_err_and(|(status, _)| status == 400));
+    }
+}
