@@ -10,6 +10,9 @@ use support::{World, eventually, runs};
 
 const SIZE: u64 = 400_000;
 
+/// A check that comes to no end, but ends with its agent: one that is killed takes nothing with it.
+const UNDECIDED: [&str; 3] = ["sh", "-c", "while kill -0 $PPID; do sleep 0.1; done"];
+
 fn content(seed: u64) -> Content {
     Content::Generated { seed, size: SIZE }
 }
@@ -95,7 +98,7 @@ fn a_lock_that_goes_lets_the_update_go_on() {
 
 #[test]
 fn nothing_is_called_off_when_there_is_nothing_or_when_it_is_on_trial() {
-    let world = World::new(None, &["sleep", "1000"]);
+    let world = World::new(None, &UNDECIDED);
     let _agent = world.start();
     for parameters in [json!(null), json!({"target": "firmware"})] {
         let (status, said) = world.call("cancel", &parameters);
@@ -114,7 +117,7 @@ fn a_reboot_waits_for_no_trial_unless_it_is_forced() {
     let marks = tempfile::tempdir().expect("a directory");
     let down = marks.path().join("down");
     let reboot = format!("[reboot]\ncommand = [\"touch\", {:?}]\n", down.display());
-    let world = World::with(None, &["sleep", "1000"], &reboot);
+    let world = World::with(None, &UNDECIDED, &reboot);
     let agent = world.start();
     world.release("fw-2", 2, &content(2), content(2));
     until(&world, "probation");
