@@ -103,7 +103,9 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -su
     -keyout "$run/device-ca.key" -out "$run/device-ca.pem" 2>/dev/null
 
 blob_port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
-knows() { "$binary" hub --help 2>/dev/null | grep -q -- "$1"; }
+# In whole, before it is searched: a pipe that `grep -q` leaves early would make a known option an unknown one.
+options=$("$binary" hub --help)
+knows() { [[ $options == *"$1"* ]]; }
 arguments=(--name localhost --name fleetwave.azure-devices.net --name 127.0.0.1 --name 127.0.0.2 --mqtt-port 8883 --https-port 443
     --amqps-port 5671 --cert-dir "$run/certs" --data "$run/data" --admin-port 8484 --tier none --json)
 knows --events && arguments+=(--events telemetry,twin,lifecycle,connection)
@@ -126,7 +128,7 @@ start() {
     RUST_LOG=${RUST_LOG:-info} setsid "$binary" hub "${arguments[@]}" >"$run/ready.new" 2>>"$run/hub.log" </dev/null &
     echo $! >"$run/pid"
     for _ in $(seq 300); do
-        if grep -q '"event":"ready"' "$run/ready.new" 2>/dev/null; then
+        if grep -q '"event":"ready".*}$' "$run/ready.new" 2>/dev/null; then
             grep -m1 '"event":"ready"' "$run/ready.new" >"$run/ready.json"
             return
         fi
@@ -176,10 +178,16 @@ if knows --storage && [ "$which" != mosquitto ]; then
     "$modules/node_modules/.bin/azurite-blob" --silent --loose --skipApiVersionCheck --disableTelemetry --blobHost 127.0.0.1 --blobPort "$blob_port" \
         --location "$run/blobs" --cert "$run/certs/server.pem" --key "$run/certs/server.key" >"$run/azurite.log" 2>&1 &
     azurite=$!
-    for _ in $(seq 100); do
-        (exec 3<>/dev/tcp/127.0.0.1/$blob_port) 2>/dev/null && break
+    listens() { (exec 3<>"/dev/tcp/127.0.0.1/$blob_port") 2>/dev/null; }
+    for _ in $(seq 600); do
+        listens && break
         sleep 0.1
     done
+    listens || {
+        echo "Azurite did not open its port within a minute:" >&2
+        tail -n 20 "$run/azurite.log" >&2
+        exit 1
+    }
     python3 - "$ca" "$blob_port" <<'CONTAINER'
 import base64, datetime, hashlib, hmac, ssl, sys, urllib.request
 account, key, path = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==", "/devstoreaccount1/uploads"
@@ -218,7 +226,7 @@ run_node() {
     cp "$suites"/node/*.js "$modules/tests"
     local files=("$@")
     [ $# -eq 0 ] && files=("$modules"/tests/*.test.js)
-    (cd "$modules/tests" && NODE_EXTRA_CA_CERTS=$ca node --test --test-timeout=120000 --test-concurrency=1 --test-reporter=spec "${files[@]}")
+    (cd "$modules/tests" && NODE_EXTRA_CA_CERTS=$ca node --test --test-timeout=300000 --test-concurrency=1 --test-reporter=spec "${files[@]}")
 }
 
 run_mosquitto() {

@@ -43,7 +43,7 @@ fail() {
 }
 # within N until COMMAND: poll
 until_true() {
-    for _ in $(seq 100); do
+    for _ in $(seq 300); do
         "$@" && return 0
         sleep 0.1
     done
@@ -59,9 +59,9 @@ passed "an empty message at QoS 0"
 seq 1 50 | mosquitto_pub "${as_device[@]}" -q 1 -t "devices/$device/messages/events/" -l
 passed "fifty messages over one connection"
 
-mosquitto_sub "${as_device[@]}" -q 1 -W 20 -C 1 -t '$iothub/twin/PATCH/properties/desired/#' -F '%t %p' >"$FLEETWAVE_READY.patch" &
+mosquitto_sub "${as_device[@]}" -q 1 -W 60 -C 1 -t '$iothub/twin/PATCH/properties/desired/#' -F '%t %p' >"$FLEETWAVE_READY.patch" &
 listener=$!
-connected() { rest GET "/devices/$device" | grep -q '"connectionState":"Connected"'; }
+connected() { [[ $(rest GET "/devices/$device") == *'"connectionState":"Connected"'* ]]; }
 until_true connected || fail "never connected"
 # Connected is not subscribed yet: changes are sent until one is heard.
 number=0
@@ -71,16 +71,16 @@ change() {
     ! kill -0 $listener 2>/dev/null
 }
 until_true change || fail "no desired patch came"
-wait $listener
+wait $listener || fail "the listener ended without a patch"
 grep -qE '^\$iothub/twin/PATCH/properties/desired/\?\$version=[0-9]+ \{"color":"c[0-9]+","\$version":[0-9]+\}$' "$FLEETWAVE_READY.patch" ||
     fail "the patch: $(cat "$FLEETWAVE_READY.patch")"
 passed "a desired patch arrives"
 
 # The session is kept (-c): the subscription to methods is there before the device is.
 mosquitto_sub "${as_device[@]}" -c -q 1 -W 1 -t '$iothub/methods/POST/#' >/dev/null 2>&1 || true
-rest POST "/twins/$device/methods" -d '{"methodName":"go","payload":{"a":1},"connectTimeoutInSeconds":20,"responseTimeoutInSeconds":20}' >"$FLEETWAVE_READY.method" &
+rest POST "/twins/$device/methods" -d '{"methodName":"go","payload":{"a":1},"connectTimeoutInSeconds":60,"responseTimeoutInSeconds":60}' >"$FLEETWAVE_READY.method" &
 caller=$!
-request=$(mosquitto_sub "${as_device[@]}" -c -q 1 -W 20 -C 1 -t '$iothub/methods/POST/#' -F '%t %p')
+request=$(mosquitto_sub "${as_device[@]}" -c -q 1 -W 60 -C 1 -t '$iothub/methods/POST/#' -F '%t %p')
 [[ $request =~ ^\$iothub/methods/POST/go/\?\$rid=([^ ]+)\ \{\"a\":1\}$ ]] || fail "the method call: $request"
 mosquitto_pub "${as_device[@]}" -c -q 1 -t "\$iothub/methods/res/202/?\$rid=${BASH_REMATCH[1]}" -m '{"done":true}' || true
 if wait $caller; then

@@ -3,10 +3,10 @@
 
 const assert = require('node:assert/strict');
 const crypto = require('node:crypto');
-const { after, before, test } = require('node:test');
+const { before, test } = require('node:test');
 const { Client } = require('azure-iothub');
 const { Message } = require('azure-iot-common');
-const { call, eventually, hub, makeDevice, opened, unique } = require('./lib');
+const { atEnd, call, eventually, hub, makeDevice, opened, unique } = require('./lib');
 
 const service = Client.fromConnectionString(hub.service);
 let feedback;
@@ -25,7 +25,7 @@ before(async () => {
   });
 });
 
-after(() => service.close());
+atEnd(() => service.close());
 
 const of = (id) => records.filter((record) => record.originalMessageId === id);
 
@@ -68,9 +68,12 @@ test('abandoned feedback comes again', async () => {
   // Known before it is sent: the record may be here before the sending is confirmed.
   const id = crypto.randomUUID();
   decide = (batch) => (batch.some((record) => record.originalMessageId === id) && of(id).length === 1 ? 'abandon' : 'complete');
-  await send(device.deviceId, 'full', 'hello', id);
-  await eventually(() => of(id).length === 2, 'the record again');
-  decide = () => 'complete';
+  try {
+    await send(device.deviceId, 'full', 'hello', id);
+    await eventually(() => of(id).length === 2, 'the record again');
+  } finally {
+    decide = () => 'complete';
+  }
 });
 
 test('an expired message is told of', async () => {

@@ -2,9 +2,9 @@
 'use strict';
 
 const assert = require('node:assert/strict');
-const { after, test } = require('node:test');
-const { JobClient } = require('azure-iothub');
-const { eventually, hub, makeDevice, makeModule, opened, plain, registry, unique } = require('./lib');
+const { test } = require('node:test');
+const { Client, JobClient } = require('azure-iothub');
+const { atEnd, eventually, hub, makeDevice, makeModule, opened, plain, registry, unique } = require('./lib');
 
 const made = [];
 const add = async (configuration) => {
@@ -14,7 +14,7 @@ const add = async (configuration) => {
   return id;
 };
 
-after(async () => {
+atEnd(async () => {
   for (const id of made) await registry.removeConfiguration(id).catch(() => {});
 });
 
@@ -78,6 +78,7 @@ test('content is applied to one device', async () => {
 });
 
 const jobs = JobClient.fromConnectionString(hub.service);
+const service = Client.fromConnectionString(hub.service);
 const reached = (jobId, status) =>
   eventually(async () => {
     const { jobStatus } = await jobs.getJob(jobId);
@@ -103,6 +104,9 @@ test('a method for all that match', async () => {
     calls.push(request.payload);
     response.send(200);
   });
+  // A job's call does not wait for a device that has yet to subscribe, and `onDeviceMethod` does not tell when it has.
+  client.onDeviceMethod('ready', (_, response) => response.send(200));
+  await service.invokeDeviceMethod(device.deviceId, { methodName: 'ready', connectTimeoutInSeconds: 60 });
   const jobId = unique('job');
   await jobs.scheduleDeviceMethod(jobId, `deviceId = '${device.deviceId}'`,
     { methodName: 'testMethod', payload: null, timeoutInSeconds: 30 }, new Date(), 120);

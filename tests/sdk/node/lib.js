@@ -89,7 +89,7 @@ const forget = (deviceId) => made.push(deviceId);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Polls until `check` gives something true. */
-async function eventually(check, what = 'it', timeout = 20000) {
+async function eventually(check, what = 'it', timeout = 60000) {
   const end = Date.now() + timeout;
   for (;;) {
     const last = await check();
@@ -100,7 +100,7 @@ async function eventually(check, what = 'it', timeout = 20000) {
 }
 
 /** The promise of an event's first argument. */
-const next = (emitter, event, timeout = 20000) =>
+const next = (emitter, event, timeout = 60000) =>
   new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error(`no '${event}' within ${timeout} ms`)), timeout);
     emitter.once(event, (...args) => {
@@ -112,6 +112,13 @@ const next = (emitter, event, timeout = 20000) =>
 /** A call with a callback as a promise. */
 const call = (object, method, ...args) =>
   new Promise((resolve, reject) => object[method](...args, (error, result) => (error ? reject(error) : resolve(result))));
+
+/** The twin of an open client, which hears of each change of desired properties from now on: `on` alone does not tell when. */
+async function listening(one) {
+  const twin = await one.getTwin();
+  await call(twin, 'enableTwinDesiredPropertiesUpdates');
+  return twin;
+}
 
 /** Without methods, and without the members that begin with `$`. */
 const plain = (properties) => {
@@ -150,7 +157,13 @@ const deviceCa = process.env.FLEETWAVE_DEVICE_CA && {
   keyFile: process.env.FLEETWAVE_DEVICE_CA_KEY,
 };
 
+const endings = [];
+
+/** What a file has to clear away itself. Not with `after`: that would run when the process is about to end already. */
+const atEnd = (step) => endings.push(step);
+
 after(async () => {
+  for (const step of endings) await step();
   for (const one of clients) {
     one.removeAllListeners();
     one.on('error', () => {});
@@ -166,6 +179,6 @@ after(async () => {
 });
 
 module.exports = {
-  call, certificate, client, DeviceClient, deviceCa, eventually, forget, hub, keep, makeDevice, makeModule, ModuleClient,
-  Mqtt, newKey, next, NoRetry, opened, plain, registry, sleep, unique,
+  atEnd, call, certificate, client, DeviceClient, deviceCa, eventually, forget, hub, keep, listening, makeDevice,
+  makeModule, ModuleClient, Mqtt, newKey, next, NoRetry, opened, plain, registry, sleep, unique,
 };

@@ -4,12 +4,12 @@
 const assert = require('node:assert/strict');
 const crypto = require('node:crypto');
 const { Readable } = require('node:stream');
-const { after, before, test } = require('node:test');
+const { before, test } = require('node:test');
 const { Client, AmqpWs } = require('azure-iothub');
 const { MqttWs } = require('azure-iot-device-mqtt');
 const { Http } = require('azure-iot-device-http');
 const { Message } = require('azure-iot-common');
-const { client, eventually, hub, makeDevice, Mqtt, next, opened, registry, unique } = require('./lib');
+const { atEnd, client, eventually, hub, makeDevice, Mqtt, next, opened, registry, unique } = require('./lib');
 
 const service = Client.fromConnectionString(hub.service);
 let feedback;
@@ -25,9 +25,9 @@ before(async () => {
   });
 });
 
-after(() => service.close());
+atEnd(() => service.close());
 
-const told = (messageId) => eventually(() => records.find((one) => one.originalMessageId === messageId), 'the feedback', 30000);
+const told = (messageId) => eventually(() => records.find((one) => one.originalMessageId === messageId), 'the feedback');
 
 for (const Transport of [Mqtt, MqttWs, Http]) {
   test(`a message with everything reaches a device over ${Transport.name}`, async () => {

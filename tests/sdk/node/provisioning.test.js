@@ -3,14 +3,14 @@
 
 const assert = require('node:assert/strict');
 const crypto = require('node:crypto');
-const { after, test } = require('node:test');
+const { test } = require('node:test');
 const { ProvisioningDeviceClient } = require('azure-iot-provisioning-device');
 const { Mqtt, MqttWs } = require('azure-iot-provisioning-device-mqtt');
 const { Http } = require('azure-iot-provisioning-device-http');
 const { ProvisioningServiceClient } = require('azure-iot-provisioning-service');
 const { SymmetricKeySecurityClient } = require('azure-iot-security-symmetric-key');
 const { X509Security } = require('azure-iot-security-x509');
-const { call, certificate, forget, hub, newKey, opened, registry, unique } = require('./lib');
+const { atEnd, call, certificate, forget, hub, newKey, opened, registry, unique } = require('./lib');
 
 const service = ProvisioningServiceClient.fromConnectionString(hub.provisioning);
 const enrolments = [];
@@ -31,7 +31,7 @@ const group = async (attestation) => {
   return (await service.createOrUpdateEnrollmentGroup({ enrollmentGroupId, attestation })).responseBody;
 };
 
-after(async () => {
+atEnd(async () => {
   for (const id of enrolments) await service.deleteIndividualEnrollment(id).catch(() => {});
   for (const id of groups) await service.deleteEnrollmentGroup(id).catch(() => {});
 });

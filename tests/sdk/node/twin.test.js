@@ -4,7 +4,7 @@
 const assert = require('node:assert/strict');
 const { test } = require('node:test');
 const { MqttWs } = require('azure-iot-device-mqtt');
-const { call, client, eventually, makeDevice, makeModule, Mqtt, opened, plain, registry } = require('./lib');
+const { call, client, eventually, listening, makeDevice, makeModule, Mqtt, opened, plain, registry } = require('./lib');
 
 const props = { foo: 1, bar: { baz: 2, tweedle: { dee: 3 } } };
 const merged = { foo: 1, bar: { baz: 3, tweedle: { dee: 3 } } };
@@ -25,7 +25,7 @@ for (const Transport of [Mqtt, MqttWs]) {
 
   test(`desired properties arrive and merge over ${Transport.name}`, async () => {
     const device = await makeDevice();
-    const twin = await (await opened(device, Transport)).getTwin();
+    const twin = await listening(await opened(device, Transport));
     const seen = [];
     const paths = [];
     // The SDK hands out its own copy of the properties the first time, and changes it later.
@@ -45,7 +45,7 @@ for (const Transport of [Mqtt, MqttWs]) {
 
 test('all desired properties go with one null', async () => {
   const device = await makeDevice();
-  const twin = await (await opened(device)).getTwin();
+  const twin = await listening(await opened(device));
   const seen = [];
   twin.on('properties.desired', (delta) => seen.push(delta));
   await eventually(() => seen.length === 1, 'the first state');
@@ -107,7 +107,7 @@ test('changes of an absence are there on return', async () => {
 test('a module has its own twin', async () => {
   const device = await makeDevice();
   const module = await makeModule(device.deviceId);
-  const twin = await (await opened(module)).getTwin();
+  const twin = await listening(await opened(module));
   const seen = [];
   twin.on('properties.desired', (delta) => seen.push(delta));
   await eventually(() => seen.length === 1, 'the first state');

@@ -185,7 +185,7 @@ class Events:
             threading.Thread(target=self._run, args=(client, partition), daemon=True).start()
         with self.changed:
             assert self.changed.wait_for(
-                lambda: len(self.ready) == len(partitions), timeout=30
+                lambda: len(self.ready) == len(partitions), timeout=60
             ), f"partitions {partitions} were not opened: {self.errors}"
 
     def _client(self, hub):
@@ -232,7 +232,7 @@ class Events:
             and event.system.get("iothub-message-source") == source
         ]
 
-    def wait(self, who, count=1, source="Telemetry", timeout=20, where=lambda event: True):
+    def wait(self, who, count=1, source="Telemetry", timeout=60, where=lambda event: True):
         def enough():
             found = [event for event in self.of(who, source) if where(event)]
             return found if len(found) >= count else None

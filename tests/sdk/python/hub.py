@@ -46,11 +46,15 @@ class Hub:
         self.device_ca_key = os.environ.get("FLEETWAVE_DEVICE_CA_KEY")
 
     def policy_string(self, name):
-        """The connection string of a built-in policy, or None when the hub does not tell its key."""
+        """The connection string of a built-in policy, or None when the hub's `keys.json` is not to be had."""
         if name == self.policy:
             return self.service
-        key = self.ready.get("policies", {}).get(name)
-        return key and f"HostName={self.host};SharedAccessKeyName={name};SharedAccessKey={key}"
+        try:
+            with open(os.path.join(self.ready["data"], "keys.json"), encoding="utf-8") as file:
+                key = json.load(file)["policies"][name][0]
+        except (OSError, TypeError):  # its data is not on this machine, or not kept
+            return None
+        return f"HostName={self.host};SharedAccessKeyName={name};SharedAccessKey={key}"
 
     @property
     def events(self):
@@ -78,7 +82,7 @@ class Hub:
 
     def run(self, action):
         """Ask the runner to `stop`, `kill` (without warning), `start` or `restart` the hub."""
-        subprocess.run([self.control, action], check=True, timeout=60)
+        subprocess.run([self.control, action], check=True, timeout=120)
 
 
 def unique(prefix):
@@ -108,7 +112,7 @@ def derived_key(group_key, registration_id):
     ).decode()
 
 
-def eventually(check, timeout=20, every=0.05):
+def eventually(check, timeout=60, every=0.05):
     """Poll until `check` gives something true, and give that back. Fails with the last error or value."""
     end = time.monotonic() + timeout
     last = None

@@ -231,7 +231,7 @@ def test_a_renewed_key_counts_at_the_next_connect(hub, registry, connect, device
 
 
 def test_a_token_that_runs_out_ends_the_connection(hub, connect, device, wait):
-    token = sas(f"{hub.host}/devices/{device.device_id}", device.key, ttl=3)
+    token = sas(f"{hub.host}/devices/{device.device_id}", device.key, ttl=8)
     client = connect.keep(
         IoTHubDeviceClient.create_from_sastoken(
             token, server_verification_cert=hub.ca, connection_retry=False
@@ -239,7 +239,7 @@ def test_a_token_that_runs_out_ends_the_connection(hub, connect, device, wait):
     )
     client.connect()
     assert client.connected
-    wait(lambda: not client.connected, timeout=30)
+    wait(lambda: not client.connected)
 
 
 def test_a_token_is_handed_in_anew(hub, connect, device, wait):
@@ -249,15 +249,16 @@ def test_a_token_is_handed_in_anew(hub, connect, device, wait):
             sas(resource, device.key, ttl=130), server_verification_cert=hub.ca
         )
     )
-    asked = []
+    renewed = []
 
     def renew():
-        asked.append(time.monotonic())
         client.update_sastoken(sas(resource, device.key))
+        renewed.append(time.monotonic())
 
     client.on_new_sastoken_required = renew
     client.connect()
-    wait(lambda: asked, timeout=40)
+    # Not when it is asked for: the client goes away and comes back with its new token.
+    wait(lambda: renewed)
     wait(lambda: client.connected)
     assert lives(client)
 
@@ -268,15 +269,15 @@ def test_a_key_renews_its_token_by_itself(hub, connect, device, wait):
     client.on_connection_state_change = lambda: states.append(client.connected)
     client.connect()
     before = str(client._mqtt_pipeline.pipeline_configuration.sastoken)
-    wait(lambda: str(client._mqtt_pipeline.pipeline_configuration.sastoken) != before, timeout=40)
-    wait(lambda: states[-1:] == [True] and states.count(True) >= 2, timeout=20)
+    wait(lambda: str(client._mqtt_pipeline.pipeline_configuration.sastoken) != before)
+    wait(lambda: states[-1:] == [True] and states.count(True) >= 2)
     assert lives(client)
 
 
 def test_a_keep_alive_of_seconds_keeps_a_quiet_device(connect, device):
-    client = connect(device, keep_alive=2)
+    client = connect(device, keep_alive=4)
     changes = []
     client.on_connection_state_change = lambda: changes.append(client.connected)
-    time.sleep(8)
+    time.sleep(13)
     assert lives(client)
     assert False not in changes

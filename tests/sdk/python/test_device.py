@@ -135,7 +135,7 @@ class TestTwin:
         client = connect(device)
         got = Inbox()
         thread = threading.Thread(
-            target=lambda: got(client.receive_twin_desired_properties_patch(timeout=20))
+            target=lambda: got(client.receive_twin_desired_properties_patch(timeout=60))
         )
         thread.start()
         wait(lambda: registry.update_twin(device.device_id, desired(a=time.time())) and got, every=1)
@@ -305,13 +305,14 @@ class TestMethods:
         client = connect(device)
 
         def serve(name):
-            request = client.receive_method_request(name, timeout=30)
+            request = client.receive_method_request(name, timeout=60)
             client.send_method_response(
                 MethodResponse.create_from_method_request(request, 202, f"received {request.name}")
             )
 
-        # Any name first: a request that comes with the subscription misses who waits for one name.
         for wanted in (None, "only-this"):
+            # Subscribes, and makes the inbox: a request that comes before there is one for its name goes to the other.
+            assert client.receive_method_request(wanted, block=False) is None
             thread = threading.Thread(target=serve, args=(wanted,))
             thread.start()
             result = self.invoke(registry, device, "only-this", connect_timeout_in_seconds=20)
@@ -467,7 +468,7 @@ class TestEndings:
         relay.drop()
         with pytest.raises((OperationCancelled, ClientError)):
             client.send_message("never")
-        assert not client.connected
+        wait(lambda: not client.connected)
         relay.restore()
         client.connect()
         assert client.get_twin()

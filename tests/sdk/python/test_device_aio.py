@@ -15,7 +15,7 @@ def desired(**values):
     return Twin(properties=TwinProperties(desired=values))
 
 
-async def until(check, timeout=20):
+async def until(check, timeout=60):
     async with asyncio.timeout(timeout):
         while not check():
             await asyncio.sleep(0.02)
@@ -74,15 +74,16 @@ async def test_twin(registry, aconnect, device):
 
 async def test_the_receive_calls(registry, aconnect, device):
     client = await aconnect(device)
-    # Each call subscribes first, so what is sent after it has begun to wait arrives.
+    # Each call subscribes first: what is sent after that arrives.
     patch = asyncio.create_task(client.receive_twin_desired_properties_patch())
     request = asyncio.create_task(client.receive_method_request())
     message = asyncio.create_task(client.receive_message())
-    await asyncio.sleep(1)
+    subscribed = client._mqtt_pipeline.feature_enabled
+    await until(lambda: subscribed["twin_patches"] and subscribed["methods"] and subscribed["c2d"])
     registry.update_twin(device.device_id, desired(x=1))
     registry.send_c2d_message(device.device_id, "hi")
-    assert (await asyncio.wait_for(patch, 20)) == {"x": 1, "$version": 2}
-    assert (await asyncio.wait_for(message, 20)).data == b"hi"
+    assert (await asyncio.wait_for(patch, 60)) == {"x": 1, "$version": 2}
+    assert (await asyncio.wait_for(message, 60)).data == b"hi"
     call = asyncio.create_task(
         asyncio.to_thread(
             registry.invoke_device_method,
@@ -90,7 +91,7 @@ async def test_the_receive_calls(registry, aconnect, device):
             CloudToDeviceMethod(method_name="m", payload=[1]),
         )
     )
-    got = await asyncio.wait_for(request, 20)
+    got = await asyncio.wait_for(request, 60)
     assert (got.name, got.payload) == ("m", [1])
     await client.send_method_response(MethodResponse.create_from_method_request(got, 207, {"r": 1}))
     result = await call
@@ -180,7 +181,7 @@ async def test_a_disconnect_inside_the_connected_handler(events, aconnect, devic
 
     client.on_connection_state_change = handler
     await client.connect()
-    await asyncio.wait_for(once.wait(), 20)
+    await asyncio.wait_for(once.wait(), 60)
     await until(lambda: not client.connected)
     await client.connect()
     await client.send_message("still here")

@@ -31,16 +31,16 @@ class Plain:
         self.client.on_publish = lambda _, __, mid: self.acknowledged.put(mid)
         self.client.connect("localhost", 8883, keepalive=60)
         self.client.loop_start()
-        self.code, self.flags = self.codes.get(timeout=10)
+        self.code, self.flags = self.codes.get(timeout=60)
 
     def subscribe(self, topic, qos=1):
         self.client.subscribe(topic, qos)
-        return self.grants.get(timeout=10)
+        return self.grants.get(timeout=60)
 
     def ask(self, topic, body=b""):
         """Publish, and the next message that comes."""
         self.client.publish(topic, body, qos=1)
-        message = self.messages.get(timeout=10)
+        message = self.messages.get(timeout=60)
         return message.topic, json.loads(message.payload) if message.payload else None
 
     def close(self):
@@ -103,14 +103,14 @@ def test_subscribing_at_qos_2_is_granted_1(plain):
 def test_telemetry_with_and_without_the_last_slash(plain, device, events, topic):
     one = plain()
     one.client.publish(topic.format(id=device.device_id), "hi", qos=1)
-    one.acknowledged.get(timeout=10)
+    one.acknowledged.get(timeout=60)
     assert events.wait(device)[0].text == "hi"
 
 
 def test_retained_telemetry_is_marked(plain, device, events):
     one = plain()
     one.client.publish(f"devices/{device.device_id}/messages/events/a=1", "hi", qos=1, retain=True)
-    one.acknowledged.get(timeout=10)
+    one.acknowledged.get(timeout=60)
     (event,) = events.wait(device)
     assert event.custom["mqtt-retain"] == "true"
     assert event.custom["a"] == "1"
@@ -122,25 +122,24 @@ def test_retained_telemetry_is_marked(plain, device, events):
 def test_a_topic_outside_the_list_ends_the_connection(plain, topic):
     one = plain()
     one.client.publish(topic, "x", qos=1)
-    assert one.ends.get(timeout=10) != 0
+    assert one.ends.get(timeout=60) != 0
 
 
 def test_publishing_at_qos_2_ends_the_connection(plain, device):
     one = plain()
     one.client.publish(f"devices/{device.device_id}/messages/events/", "x", qos=2)
-    assert one.ends.get(timeout=10) != 0
+    assert one.ends.get(timeout=60) != 0
 
 
 @pytest.mark.parametrize("topic", ["#", "devices/+/messages/devicebound/#", "devices/other/messages/devicebound/#"])
-def test_nobody_listens_to_others(plain, topic):
+def test_nobody_listens_to_others(plain, topic, wait):
     one = plain()
     one.client.subscribe(topic, 1)
-    try:
-        granted = one.grants.get(timeout=5)
-    except queue.Empty:
-        assert one.ends.get(timeout=5) != 0
+    wait(lambda: one.grants.qsize() or one.ends.qsize())
+    if one.grants.qsize():
+        assert one.grants.get() == [128]
     else:
-        assert granted == [128]
+        assert one.ends.get() != 0
 
 
 @pytest.mark.parametrize("version", ["2016-11-14", "2018-06-30", "2020-09-30", "2021-04-12"])
