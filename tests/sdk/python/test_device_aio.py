@@ -1,6 +1,7 @@
 """What a device can do while connected: azure-iot-device, the asynchronous client."""
 
 import asyncio
+import threading
 
 import pytest
 from azure.iot.device import Message, MethodResponse, X509
@@ -172,7 +173,8 @@ async def test_overlapped_connects_and_disconnects(aconnect, device):
 
 async def test_a_disconnect_inside_the_connected_handler(events, aconnect, device):
     client = await aconnect(device, open=False)
-    once = asyncio.Event()
+    # Handlers run in a thread of the client's own: an event of asyncio would wake nobody here.
+    once = threading.Event()
 
     async def handler():
         if client.connected and not once.is_set():
@@ -181,7 +183,7 @@ async def test_a_disconnect_inside_the_connected_handler(events, aconnect, devic
 
     client.on_connection_state_change = handler
     await client.connect()
-    await asyncio.wait_for(once.wait(), 60)
+    await until(once.is_set)
     await until(lambda: not client.connected)
     await client.connect()
     await client.send_message("still here")
