@@ -11,29 +11,56 @@ pub(crate) fn point(name: &'static str) {
     testing::pass(name);
 }
 
-/// Passes a point: the process kills itself if this is the one that `FLEETWAVE_CRASH_AT` counts to (from 1), and
-/// writes the name of each to the end of the file `FLEETWAVE_CRASH_LOG`.
+/// Passes a point within a write: what of `bytes` is written.
+#[cfg(not(all(not(test), feature = "fault-injection")))]
+#[inline]
+pub(crate) const fn torn<'a>(_name: &'static str, bytes: &'a [u8]) -> &'a [u8] {
+    bytes
+}
+
 #[cfg(all(not(test), feature = "fault-injection"))]
-pub(crate) fn point(name: &'static str) {
+pub(crate) use deadly::{point, torn};
+
+#[cfg(all(not(test), feature = "fault-injection"))]
+mod deadly {
     use std::io::Write as _;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use rustix::process::{Signal, getpid, kill_process};
 
     static PASSED: AtomicU64 = AtomicU64::new(0);
-    let number = PASSED.fetch_add(1, Ordering::Relaxed) + 1;
-    if let Some(path) = std::env::var_os("FLEETWAVE_CRASH_LOG") {
-        let log = std::fs::File::options().create(true).append(true).open(path);
-        // One write: the file is read when this process is gone.
-        let written = log.and_then(|mut log| log.write_all(format!("{number} {name}\n").as_bytes()));
-        if let Err(error) = written {
-            tracing::error!(%error, "FLEETWAVE_CRASH_LOG cannot be written");
+    static TORN: AtomicBool = AtomicBool::new(false);
+
+    /// Passes a point: the process kills itself if this is the one that `FLEETWAVE_CRASH_AT` counts to (from 1), and
+    /// writes the name of each to the end of the file `FLEETWAVE_CRASH_LOG`.
+    pub(crate) fn point(name: &'static str) {
+        if reached(name) || TORN.load(Ordering::Relaxed) {
+            // Nothing of this process may run on, and SIGKILL to oneself is delivered before the call returns.
+            let _ = kill_process(getpid(), Signal::KILL);
         }
     }
-    let at = std::env::var("FLEETWAVE_CRASH_AT").ok().and_then(|text| text.parse().ok());
-    if at == Some(number) {
-        // Nothing of this process may run on, and SIGKILL to oneself is delivered before the call returns.
-        let _ = kill_process(getpid(), Signal::KILL);
+
+    /// Passes a point within a write: if this is the one, half of `bytes` is written, and the next point is the end.
+    pub(crate) fn torn<'a>(name: &'static str, bytes: &'a [u8]) -> &'a [u8] {
+        if !reached(name) {
+            return bytes;
+        }
+        TORN.store(true, Ordering::Relaxed);
+        &bytes[..bytes.len() / 2]
+    }
+
+    /// Counts a point, and says whether it is the one.
+    fn reached(name: &'static str) -> bool {
+        let number = PASSED.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(path) = std::env::var_os("FLEETWAVE_CRASH_LOG") {
+            let log = std::fs::File::options().create(true).append(true).open(path);
+            // One write: the file is read when this process is gone.
+            let written = log.and_then(|mut log| log.write_all(format!("{number} {name}\n").as_bytes()));
+            if let Err(error) = written {
+                tracing::error!(%error, "FLEETWAVE_CRASH_LOG cannot be written");
+            }
+        }
+        std::env::var("FLEETWAVE_CRASH_AT").ok().and_then(|text| text.parse().ok()) == Some(number)
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     crash::point("replace: before");
     let mut file = File::create(&new)?;
-    file.write_all(content)?;
+    file.write_all(crash::torn("replace: torn", content))?;
     file.sync_all()?;
     crash::point("replace: written");
     fs::rename(&new, path)?;

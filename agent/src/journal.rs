@@ -195,7 +195,7 @@ impl Journal {
         let file = self.file()?;
         crash::point("journal: before");
         // At the known end, whatever an append that failed has left there.
-        let written = file.write_all_at(lines.as_bytes(), offset);
+        let written = file.write_all_at(crash::torn("journal: torn", lines.as_bytes()), offset);
         if let Err(error) = written.and_then(|()| file.sync_data()) {
             // If this fails too, the next append or the next start gets rid of the rest.
             let _ = file.set_len(offset);

@@ -22,6 +22,7 @@ use tokio::time::sleep;
 
 use crate::command::About;
 use crate::config::{Config, TargetConfig};
+use crate::crash;
 use crate::fetch::{Fetcher, Payload};
 use crate::files::storage_error;
 use crate::install::{Activated, InstallError, Installer, Later, Reference, Site, Standing};
@@ -331,6 +332,7 @@ impl Unit {
 
     /// Carries out an effect; gives it back if it is for the device to carry out.
     pub(crate) fn perform(&mut self, effect: Effect) -> Option<Effect> {
+        crash::point(named(effect));
         match effect {
             Effect::Fetch { release, offset } => self.parked = Some(Parked::Fetch { release, offset }),
             Effect::RebootIntoCandidate => self.parked = Some(Parked::Activate),
@@ -549,5 +551,27 @@ impl Unit {
             }
         }
         None
+    }
+}
+
+/// An effect as a point at which the power may go.
+const fn named(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Connect => "effect: connect",
+        Effect::Subscribe => "effect: subscribe",
+        Effect::GetTwin { .. } => "effect: get the twin",
+        Effect::Report { .. } => "effect: report",
+        Effect::RequestGrant { .. } => "effect: request a grant",
+        Effect::AnswerGrant { .. } => "effect: answer a grant",
+        Effect::Fetch { .. } => "effect: fetch",
+        Effect::Verify(_) => "effect: verify",
+        Effect::Stage(_) => "effect: stage",
+        Effect::Persist(_) => "effect: persist",
+        Effect::RebootIntoCandidate => "effect: reboot into the candidate",
+        Effect::RebootIntoCommitted => "effect: reboot into the committed",
+        Effect::CheckHealth => "effect: check health",
+        Effect::CommitSlot => "effect: commit",
+        Effect::Discard => "effect: discard",
+        _ => "effect",
     }
 }

@@ -4,11 +4,10 @@
 //! ```text
 //! boot.json            which slot boots by default, and which one boots next, once
 //! slot-a/ slot-b/      image, and release.json: the reference of the release that the image is
-//! download.partial     the payload on its way
 //! ```
 //!
-//! A slot counts as filled only if it has both files. The image is moved in last, by one rename: at every moment the
-//! payload is either the download or in the slot.
+//! A payload goes straight into the image of the slot that does not boot. A slot counts as filled only if it has both
+//! files: the reference is removed before the first byte comes, and written when the payload was verified.
 //!
 //! A boot is what [`Installer::standing`] does: it boots the slot that was asked for once, and never again for that,
 //! otherwise the default one. For firmware the whole agent begins anew in place of a reboot.
@@ -89,10 +88,6 @@ impl Directory {
         self.site.dir.join(slot.name()).join(file)
     }
 
-    fn download(&self) -> PathBuf {
-        self.site.dir.join("download.partial")
-    }
-
     /// A device that was never updated has no variables yet.
     fn pointer(&self) -> io::Result<Pointer> {
         match read_json(&self.site.dir.join("boot.json")) {
@@ -151,21 +146,18 @@ impl Directory {
         Ok(Standing { running, committed })
     }
 
-    fn put(&self, release: &Release) -> io::Result<()> {
+    /// Makes it sure that the other slot passes for nothing.
+    fn clear(&self) -> io::Result<PathBuf> {
         let slot = self.candidate()?;
-        let image = self.path(slot, "image");
-        let payload = self.place(release)?.path;
-        if payload == image {
-            return Ok(());
-        }
         if slot == self.running.get() {
             return Err(io::Error::other("the slot to be overwritten is the one that runs"));
         }
-        files::remove(&image)?;
-        write_json(&self.path(slot, "release.json"), release.reference())?;
-        fs::rename(&payload, &image)?;
-        files::sync_dir(&self.site.dir.join(slot.name()))?;
-        files::sync_dir(&self.site.dir)
+        files::remove(&self.path(slot, "release.json"))?;
+        Ok(self.path(slot, "image"))
+    }
+
+    fn put(&self, release: &Release) -> io::Result<()> {
+        write_json(&self.path(self.candidate()?, "release.json"), release.reference())
     }
 
     fn booted(&self) -> Activated {
@@ -187,16 +179,8 @@ impl Installer for Directory {
         Box::pin(ready(self.boot().map_err(self.failed("booting"))))
     }
 
-    /// The download, unless it has been moved into the slot already.
-    fn place(&self, release: &Release) -> io::Result<Place> {
-        let (slot, download) = (self.candidate()?, self.download());
-        let image = self.path(slot, "image");
-        let moved = || {
-            self.reference(slot).is_some_and(|staged| staged == *release.reference())
-                && fs::metadata(&image).is_ok_and(|file| file.len() == release.size)
-        };
-        let path = if !download.exists() && moved() { image } else { download };
-        Ok(Place { path, capacity: None })
+    fn place(&self, _release: &Release) -> io::Result<Place> {
+        Ok(Place { path: self.clear()?, capacity: None })
     }
 
     fn stage(self: Rc<Self>, release: Release) -> Later<Result<(), InstallError>> {
@@ -233,7 +217,7 @@ impl Installer for Directory {
     }
 
     fn discard(&self) -> io::Result<()> {
-        files::remove(&self.download())
+        files::remove(&self.clear()?)
     }
 }
 

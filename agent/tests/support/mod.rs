@@ -152,7 +152,7 @@ impl World {
     }
 
     pub(crate) fn download(&self) -> u64 {
-        fs::metadata(self.firmware().join("download.partial")).map_or(0, |file| file.len())
+        fs::metadata(self.firmware().join("slot-b/image")).map_or(0, |file| file.len())
     }
 
     pub(crate) fn journal(&self) -> Vec<u8> {

@@ -1,0 +1,405 @@
+//! Takes the power away at every point of whole updates: the real agent kills itself at the first point that it passes,
+//! then at the second in another life, and so on through all of them: each step of each durable write, half of a write
+//! included, and each effect. After every one of these deaths the disk must be fit to boot from, and the next start
+//! must bring the update to its end.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::SigningKey;
+use fleetwave_agent_core::Unsigned;
+use fleetwave_agent_core::grant::{Answer, METHOD, Outcome, PROPERTIES, Request};
+use fleetwave_hub::blob::{BlobControl, BlobServer, Content};
+use fleetwave_hub::{Clock, Hooks, HubServer, NewDevice, Replies, Reply, Telemetry};
+use fleetwave_protocol::{Now, WallTime, rng};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use support::{PATIENCE, program};
+
+/// Small, so that a life is short.
+const SIZE: u64 = 40_000;
+/// Deaths at random pairs of points, in each story.
+const PAIRS: usize = 25;
+
+/// What an update is, and how it must end.
+#[derive(Clone, Copy)]
+struct Story {
+    name: &'static str,
+    /// What the twin asks for, and what it asks for while the device is dead, if that is something else.
+    asks: &'static str,
+    then: Option<&'static str>,
+    health: &'static str,
+    /// What must run in the end: one of them.
+    ends: &'static [&'static str],
+    /// The code of exit of the last life.
+    exit: i32,
+    /// So many points there are at least: a point that is lost must not pass for a test that passes.
+    least: usize,
+}
+
+const STORIES: &[Story] = &[
+    Story {
+        name: "a good release",
+        asks: "fw-2",
+        then: None,
+        health: "true",
+        ends: &["fw-2"],
+        exit: 0,
+        least: 70,
+    },
+    Story {
+        name: "a release that is unhealthy",
+        asks: "fw-2",
+        then: None,
+        health: "false",
+        ends: &["fw-1"],
+        exit: 3,
+        least: 70,
+    },
+    Story {
+        name: "a payload that is not what was signed",
+        asks: "bad-2",
+        then: None,
+        health: "true",
+        ends: &["fw-1"],
+        exit: 3,
+        least: 30,
+    },
+    Story {
+        name: "a newer release while the device is dead",
+        asks: "fw-2",
+        then: Some("fw-3"),
+        health: "true",
+        ends: &["fw-3"],
+        exit: 0,
+        least: 70,
+    },
+    Story {
+        name: "called off while the device is dead",
+        asks: "fw-2",
+        then: Some("nothing"),
+        health: "true",
+        // What has gone so far that only the slot decides, is finished.
+        ends: &["fw-1", "fw-2"],
+        exit: 0,
+        least: 70,
+    },
+];
+
+/// A release that is signed, and what is served for it.
+fn release(id: &str, key: &SigningKey) -> (Map<String, Value>, Content) {
+    let seq: u64 = id.rsplit('-').next().and_then(|seq| seq.parse().ok()).expect("a sequence");
+    let content = |seed| Content::Generated { seed, size: SIZE };
+    let (signed, served) = (content(seq), content(if id.starts_with("bad") { 99 } else { seq }));
+    let mut digest = Sha256::new();
+    let mut offset = 0;
+    while offset < SIZE {
+        let piece = signed.read(offset, u64::MAX);
+        offset += piece.len() as u64;
+        digest.update(&piece);
+    }
+    let reference = Unsigned::new(id, seq, SIZE, digest.finalize().into()).sign(&[("k1", key)]);
+    (reference, served)
+}
+
+/// Grants whatever is asked for.
+struct Cloud(BlobControl);
+
+impl Hooks for Cloud {
+    fn telemetry(&mut self, now: Now, message: Telemetry<'_>, replies: &mut Replies) {
+        if message.properties != PROPERTIES {
+            return;
+        }
+        let Request { id, seq, target } = serde_json::from_slice(message.body).expect("a grant request");
+        let expires = WallTime::from_unix_millis(now.wall.as_unix_millis() + 3_600_000);
+        let url = self.0.sign_url(&id, expires);
+        let outcome = Outcome::Granted { url, delta_url: None, expires: expires.as_unix_secs() };
+        let payload = serde_json::to_vec(&Answer { id, seq, target, outcome }).expect("JSON").into();
+        replies.send(Reply::Method { name: METHOD.to_owned(), payload, timeout: PATIENCE });
+    }
+}
+
+/// A hub and a store for one round after the other.
+struct Yard {
+    hub: HubServer,
+    blobs: BlobServer,
+    key: SigningKey,
+    dir: tempfile::TempDir,
+}
+
+impl Yard {
+    fn new() -> Self {
+        let clock = Clock::new();
+        let blobs = BlobServer::builder().clock(clock.clone()).start().expect("the store starts");
+        let key = SigningKey::from_bytes(&[7; 32]);
+        for id in ["fw-2", "fw-3", "bad-2"] {
+            blobs.control().put(id, release(id, &key).1).expect("a blob");
+        }
+        let control = blobs.control();
+        let hub = HubServer::builder()
+            .shards(1)
+            .clock(clock)
+            .tcp(([127, 0, 0, 1], 0).into())
+            .hooks(move |_| Box::new(Cloud(control.clone())))
+            .start()
+            .expect("the hub starts");
+        Self { hub, blobs, key, dir: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn device(&self, name: &str, story: &Story) -> Device<'_> {
+        let dir = self.dir.path().join(name);
+        fs::create_dir(&dir).expect("a directory");
+        let hub = self.hub.control();
+        let mut device = NewDevice::new(name);
+        device.desired = Some(self.desired(story.asks).to_string().into());
+        hub.create_devices([device]).expect("a device");
+        let state = dir.join("state").display().to_string();
+        let public = STANDARD.encode(self.key.verifying_key().to_bytes());
+        let (address, key) = (self.hub.address().expect("it listens"), hub.device_key(name).to_base64());
+        let config = format!(
+            "state = {state:?}\n\
+             [hub]\nplain = true\nconnection_string = \"HostName={address};DeviceId={name};SharedAccessKey={key}\"\n\
+             [trust]\nthreshold = 1\nkeys = {{ k1 = \"{public}\" }}\n\
+             [firmware]\ninstaller = \"directory\"\ninstalled = {{ id = \"fw-1\", seq = 1 }}\nhealth = [{:?}]\n\
+             [limits]\nsplay_seconds = 0\nretry_seconds = 0.01\nreconnect_seconds = 0.01\n",
+            story.health,
+        );
+        fs::write(dir.join("agent.toml"), config).expect("the configuration is written");
+        Device { yard: self, name: name.to_owned(), dir, lives: 0 }
+    }
+
+    fn desired(&self, asks: &str) -> Value {
+        match asks {
+            "nothing" => json!({ "firmware": null }),
+            id => json!({ "firmware": release(id, &self.key).0 }),
+        }
+    }
+}
+
+struct Device<'a> {
+    yard: &'a Yard,
+    name: String,
+    dir: PathBuf,
+    lives: u32,
+}
+
+impl Device<'_> {
+    fn firmware(&self) -> PathBuf {
+        self.dir.join("state/firmware")
+    }
+
+    /// One life: until it has nothing left to do, or until it dies at that point.
+    fn live(&mut self, at: Option<usize>) -> ExitStatus {
+        self.lives += 1;
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).expect("a log");
+        let mut command = program();
+        command.arg("run").arg("--once").arg("--config").arg(self.dir.join("agent.toml"));
+        command.env("FLEETWAVE_CRASH_LOG", self.dir.join(format!("points-{}", self.lives)));
+        if let Some(at) = at {
+            command.env("FLEETWAVE_CRASH_AT", at.to_string());
+        }
+        let mut child = command.stdout(Stdio::null()).stderr(log).spawn().expect("the agent starts");
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("a child of ours") {
+                return status;
+            }
+            if Instant::now() > give_up {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{} does not end:\n{}", self.name, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    }
+
+    /// The points that the last life has passed.
+    fn points(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.join(format!("points-{}", self.lives))).unwrap_or_default();
+        text.lines().map(|line| line.split_once(' ').expect("a number and a name").1.to_owned()).collect()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    fn asks(&self, asks: &str) {
+        let desired = Some(self.yard.desired(asks).to_string().into_bytes());
+        let change = fleetwave_hub::TwinChange { desired, ..Default::default() };
+        self.yard.hub.control().patch_twin(&self.name, change).expect("accepted");
+    }
+
+    /// What a boot loader finds: every slot that it may boot holds a release, as it was signed.
+    fn must_boot(&self) -> u64 {
+        let dir = self.firmware();
+        let Some(pointer) = json_of(&dir.join("boot.json")) else {
+            // Before the first start has made it: the device is as it was delivered.
+            return 1;
+        };
+        let slot = |slot: &Value| {
+            let dir = dir.join(format!("slot-{}", slot.as_str().expect("a slot's name")));
+            let reference = json_of(&dir.join("release.json"))?;
+            let image = fs::read(dir.join("image")).ok()?;
+            if let Some(signed) = reference.get("sha256") {
+                let digest: String = Sha256::digest(&image).iter().map(|b| format!("{b:02x}")).collect();
+                assert_eq!(
+                    signed,
+                    &json!(digest),
+                    "{}: a slot that may boot is not what was signed",
+                    self.name
+                );
+            }
+            reference["seq"].as_u64()
+        };
+        // One that is asked for once falls back to the default one if it is not whole.
+        let _ = pointer.get("once").filter(|once| once.is_string()).and_then(slot);
+        match slot(&pointer["default"]) {
+            Some(sequence) => sequence,
+            // What the device was delivered with has no record.
+            None => {
+                assert_eq!(pointer["default"], "a", "{}: nothing boots", self.name);
+                1
+            }
+        }
+    }
+
+    /// Bytes of the payload that are durable, of `id` if that is in flight or staged.
+    fn durable(&self, id: &str) -> u64 {
+        let output = program().args(["status", "--config"]).arg(self.dir.join("agent.toml")).output();
+        let output = output.expect("the agent runs");
+        assert!(output.status.success(), "{}: {output:?}", self.name);
+        let text = String::from_utf8(output.stdout).expect("text");
+        let Some(line) = text.lines().find(|line| line.starts_with("in flight") && line.contains(id)) else {
+            return 0;
+        };
+        if line.contains("staged") || line.contains("trial") {
+            return SIZE;
+        }
+        let bytes = line.split(", ").nth(2).or_else(|| line.split(", ").nth(1)).expect("bytes");
+        bytes.split(' ').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+    }
+
+    fn served(&self) -> u64 {
+        self.yard.blobs.control().counters().bytes
+    }
+
+    fn twin(&self) -> Value {
+        let twin = self.yard.hub.control().twin(&self.name).expect("a twin");
+        serde_json::from_slice(&twin).expect("JSON")
+    }
+}
+
+fn json_of(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// One round: dies at each of `deaths`, one life after the other, and is then left in peace.
+fn round(yard: &Yard, story: &Story, name: &str, deaths: &[usize]) -> Option<String> {
+    let mut device = yard.device(name, story);
+    let mut sequence = 1;
+    let mut last = None;
+    for &at in deaths {
+        let status = device.live(Some(at));
+        use std::os::unix::process::ExitStatusExt as _;
+        if status.signal() != Some(9) {
+            // This life was shorter than the others.
+            break;
+        }
+        last = device.points().last().cloned();
+        let boots = device.must_boot();
+        assert!(boots >= sequence, "{name}: from {sequence} down to {boots}, killed at {last:?}");
+        sequence = boots;
+    }
+    let durable = device.durable(story.asks);
+    if let Some(then) = story.then {
+        device.asks(then);
+    }
+    let before = device.served();
+    let status = device.live(None);
+    let context =
+        || format!("{}, killed at {deaths:?}, the last was {last:?}:\n{}", story.name, device.log());
+    assert_eq!(status.code(), Some(story.exit), "{}", context());
+    assert!(device.must_boot() >= sequence, "{}", context());
+    let twin = device.twin();
+    let reported = &twin["properties"]["reported"]["firmware"];
+    let runs = reported["running"]["id"].as_str().unwrap_or_default();
+    assert!(story.ends.contains(&runs), "{runs} runs: {}", context());
+    // Without one the device is as it was delivered.
+    let pointer = json_of(&device.firmware().join("boot.json")).unwrap_or_else(|| json!({"default": "a"}));
+    let slot = device.firmware().join(format!("slot-{}", pointer["default"].as_str().expect("a name")));
+    // What the device was delivered with has no record.
+    let installed = json_of(&slot.join("release.json")).unwrap_or_else(|| json!({"id": "fw-1"}));
+    assert_eq!(installed["id"], reported["running"]["id"], "what is reported runs: {}", context());
+    assert!(reported["state"] != "updating", "{reported}: {}", context());
+    if story.then.is_none() && !story.asks.starts_with("bad") {
+        let fetched = device.served() - before;
+        assert!(fetched <= SIZE - durable, "{fetched} fetched with {durable} durable: {}", context());
+    }
+    fs::remove_dir_all(&device.dir).expect("removed");
+    last
+}
+
+/// Every death of a story, on several yards at once.
+fn play(story: &Story) -> BTreeMap<String, usize> {
+    let yard = Yard::new();
+    let mut whole = yard.device("whole", story);
+    let status = whole.live(None);
+    if story.then.is_none() {
+        assert_eq!(status.code(), Some(story.exit), "{}: {}", story.name, whole.log());
+    }
+    let points = whole.points().len();
+    assert!(points >= story.least, "{}: {points} points are fewer than {}", story.name, story.least);
+    drop(yard);
+
+    let draw = |n: u64| rng::mix(n ^ rng::mix(story.name.len() as u64));
+    let pairs = (0..PAIRS as u64).map(|n| {
+        let [first, second] = [2 * n, 2 * n + 1].map(|n| 1 + (draw(n) % points as u64) as usize);
+        vec![first, second]
+    });
+    let deaths: Vec<Vec<usize>> = (1..=points).map(|at| vec![at]).chain(pairs).collect();
+    let (next, seen) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let yard = Yard::new();
+                while let Some(deaths) = deaths.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let name = format!("dead-at-{deaths:?}").replace(['[', ']', ' '], "").replace(',', "-");
+                    if let Some(point) = round(&yard, story, &name, deaths) {
+                        *seen.lock().expect("no panic under it").entry(point).or_insert(0) += 1;
+                    }
+                }
+            });
+        }
+    });
+    seen.into_inner().expect("no panic under it")
+}
+
+#[test]
+fn whenever_the_power_goes_the_device_boots_and_the_update_comes_to_its_end() {
+    let mut all = BTreeMap::new();
+    for story in STORIES {
+        let began = Instant::now();
+        let seen = play(story);
+        let deaths: usize = seen.values().sum();
+        println!("{}: {deaths} deaths, {} s", story.name, began.elapsed().as_secs());
+        for (point, deaths) in seen {
+            *all.entry(point).or_insert(0) += deaths;
+        }
+    }
+    let deaths: usize = all.values().sum();
+    for (point, deaths) in &all {
+        println!("{deaths:5}  {point}");
+    }
+    println!("{deaths:5}  deaths in all");
+    assert!(deaths >= 400, "{deaths} deaths are fewer than there should be");
+}
