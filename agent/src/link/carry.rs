@@ -1,6 +1,7 @@
 //! What goes over connections, and how one takes the place of another.
 
-use std::pin::pin;
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use fleetwave_protocol::Profile;
 use fleetwave_protocol::profile::plain;
 use rumqttc::{AsyncClient, Event, EventLoop, Outgoing, Packet, QoS, SubscribeFilter, SubscribeReasonCode};
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::access::Access;
 use super::dial::Line;
@@ -18,6 +19,7 @@ use super::{Arrival, LinkError, quality};
 const DRAIN: Duration = Duration::from_secs(2);
 /// Pauses between tries to renew; meanwhile the old connection serves.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+const RENEWED: &str = "the token is renewed: another connection takes the place of this one";
 const LONGEST_RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is to go over whatever connection there is.
@@ -73,7 +75,10 @@ async fn carry(
     arrivals: &Sender<Arrival>,
 ) -> After {
     let Line { client, events, station, renew_at, .. } = line;
-    let mut renewed = pin!(renewed(access, *renew_at));
+    let mut due = *renew_at;
+    let mut pause = RENEWAL_PAUSE;
+    // The connection that is to take the place of this one, while it is made.
+    let mut next: Option<Pin<Box<dyn Future<Output = Result<Line, LinkError>> + Send + '_>>> = None;
     loop {
         let polled = {
             // Not dropped half-way: it may be in the middle of writing.
@@ -81,8 +86,26 @@ async fn carry(
             loop {
                 tokio::select! {
                     polled = &mut polled => break polled,
-                    Some(request) = requests.recv() => queue(client, access.profile(), &station.device, request),
-                    new = &mut renewed => return After::Renewed(Box::new(new)),
+                    // What is said while the hub turns to the next connection could be lost with this one: it waits.
+                    Some(request) = requests.recv(), if next.is_none() => {
+                        queue(client, access.profile(), &station.device, request);
+                    }
+                    () = at(due) => {
+                        due = None;
+                        next = Some(Box::pin(access.dial()));
+                    }
+                    dialled = ready(&mut next) => match dialled {
+                        Ok(line) => {
+                            tracing::info!("{RENEWED}");
+                            return After::Renewed(Box::new(line));
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "the token could not be renewed yet");
+                            next = None;
+                            due = Some(Instant::now() + pause);
+                            pause = (2 * pause).min(LONGEST_RENEWAL_PAUSE);
+                        }
+                    },
                 }
             }
         };
@@ -95,26 +118,31 @@ async fn carry(
                 return After::Lost(LinkError::Broken { host: station.peer.clone(), why });
             }
             Ok(event) => forward(event, arrivals).await,
-            Err(error) => return After::Lost(LinkError::of(error, &station.peer, (access.clock)())),
+            Err(error) => {
+                // The hub may have closed this one because the next one is there already.
+                if let Some(next) = next
+                    && let Ok(line) = next.await
+                {
+                    tracing::info!("{RENEWED}");
+                    return After::Renewed(Box::new(line));
+                }
+                return After::Lost(LinkError::of(error, &station.peer, (access.clock)()));
+            }
         }
     }
 }
 
-/// The next connection, when it is time for it.
-async fn renewed(access: &Access, at: Option<Instant>) -> Line {
-    let Some(at) = at else { return std::future::pending().await };
-    sleep_until(at).await;
-    let mut pause = RENEWAL_PAUSE;
-    loop {
-        match access.dial().await {
-            Ok(line) => {
-                tracing::info!("the token is renewed: another connection takes the place of this one");
-                return line;
-            }
-            Err(error) => tracing::warn!(%error, "the token could not be renewed yet"),
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_RENEWAL_PAUSE);
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => pending().await,
+    }
+}
+
+async fn ready<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
     }
 }
 
@@ -122,7 +150,14 @@ async fn renewed(access: &Access, at: Option<Instant>) -> Line {
 /// been sent on it.
 async fn drain(events: &mut EventLoop, arrivals: &Sender<Arrival>) {
     let end = Instant::now() + DRAIN;
-    while let Ok(Ok(event)) = timeout_at(end, events.poll()).await {
+    // Without a network it would connect anew.
+    while events.network.is_some()
+        && let Ok(Ok(event)) = timeout_at(end, events.poll()).await
+    {
+        forward(event, arrivals).await;
+    }
+    // The library keeps what was read together with the end of the connection.
+    while let Some(event) = events.state.events.pop_front() {
         forward(event, arrivals).await;
     }
     events.clean();

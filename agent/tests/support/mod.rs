@@ -14,8 +14,10 @@ use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::Unsigned;
 use fleetwave_agent_core::grant::{Answer, METHOD, Outcome, PROPERTIES, Request};
 use fleetwave_hub::blob::{BlobControl, BlobServer, Content};
+use fleetwave_hub::pki::Pki;
 use fleetwave_hub::{
-    Clock, Hooks, HubServer, MethodCall, NewDevice, PendingMethod, Replies, Reply, Telemetry, TwinChange,
+    Clock, Hooks, HubServer, HubServerBuilder, MethodCall, NewDevice, PendingMethod, Replies, Reply,
+    Telemetry, TwinChange,
 };
 use fleetwave_hub_core::{Configuration, ConfigurationSpec};
 use fleetwave_protocol::{Now, WallTime};
@@ -76,7 +78,8 @@ pub(crate) struct World {
     pub(crate) reports: Receiver<Value>,
     /// What the agent finds in its environment on top.
     pub(crate) environment: Vec<(&'static str, String)>,
-    hub: HubServer,
+    pub(crate) hub: HubServer,
+    pki: Pki,
     key: SigningKey,
 }
 
@@ -88,6 +91,16 @@ impl World {
 
     /// The same, with more `sections` in the configuration.
     pub(crate) fn with(bandwidth: Option<u64>, health: &[&str], sections: &str) -> Self {
+        let world = Self::at_hub(bandwidth, |hub| hub);
+        world.configure(health, &(world.without_tls() + sections));
+        world
+    }
+
+    /// With a hub to which `more` was added; the configuration is that of a device without TLS.
+    pub(crate) fn at_hub(
+        bandwidth: Option<u64>,
+        more: impl FnOnce(HubServerBuilder) -> HubServerBuilder,
+    ) -> Self {
         let clock = Clock::new();
         let blobs = BlobServer::builder().clock(clock.clone());
         let blobs = match bandwidth {
@@ -97,35 +110,61 @@ impl World {
         let blobs = blobs.start().expect("the blob store starts");
         let (sender, reports) = mpsc::channel();
         let control = blobs.control();
+        let pki = Pki::load_or_create(None, &[]).expect("certificates");
         let hub = HubServer::builder()
             .clock(clock)
             .tcp(([127, 0, 0, 1], 0).into())
-            .hooks(move |_| Box::new(Cloud { blobs: control.clone(), reports: sender.clone() }))
-            .start()
-            .expect("the hub starts");
+            .tls(([127, 0, 0, 1], 0).into(), pki.server_config())
+            .hooks(move |_| Box::new(Cloud { blobs: control.clone(), reports: sender.clone() }));
+        let hub = more(hub).start().expect("the hub starts");
         hub.control().create_devices([NewDevice::new(DEVICE)]).expect("a device");
         let dir = tempfile::tempdir().expect("a directory");
         let key = SigningKey::from_bytes(&[7; 32]);
-        let world = Self { dir, blobs, reports, environment: Vec::new(), hub, key };
-        let toml = world.toml(health) + sections;
-        fs::write(world.config(), toml).expect("the configuration is written");
+        let world = Self { dir, blobs, reports, environment: Vec::new(), hub, pki, key };
+        world.configure(&[], &world.without_tls());
         world
     }
 
-    fn toml(&self, health: &[&str]) -> String {
+    /// Writes the configuration, with these sections about the way to the hub.
+    pub(crate) fn configure(&self, health: &[&str], reach: &str) {
+        fs::write(self.config(), self.toml(health, reach)).expect("the configuration is written");
+    }
+
+    /// The section of a hub on loopback.
+    fn without_tls(&self) -> String {
+        let address = self.hub.address().expect("the hub listens");
+        let key = self.device_key();
+        let string = format!("HostName={address};DeviceId={DEVICE};SharedAccessKey={key}");
+        format!("[hub]\nconnection_string = \"{string}\"\nplain = true\n")
+    }
+
+    pub(crate) fn device_key(&self) -> String {
+        self.hub.control().device_key(DEVICE).to_base64()
+    }
+
+    pub(crate) fn tls_port(&self) -> u16 {
+        self.hub.tls_address().expect("the hub listens").port()
+    }
+
+    /// The file of the authority that vouches for the hub.
+    pub(crate) fn ca(&self) -> PathBuf {
+        let path = self.dir.path().join("ca.pem");
+        fs::write(&path, self.pki.ca_pem()).expect("written");
+        path
+    }
+
+    fn toml(&self, health: &[&str], reach: &str) -> String {
         let health = if health.is_empty() { String::new() } else { format!("health = {health:?}\n") };
-        self.with_firmware(&format!("installer = \"directory\"\n{INSTALLED}{health}"))
+        self.with_firmware(&format!("installer = \"directory\"\n{INSTALLED}{health}"), reach)
     }
 
     /// The configuration of a device with this in its firmware's section, and lines and tables that follow.
-    fn with_firmware(&self, firmware: &str) -> String {
-        let address = self.hub.address().expect("the hub listens");
-        let key = self.hub.control().device_key(DEVICE).to_base64();
+    fn with_firmware(&self, firmware: &str, reach: &str) -> String {
         let public = STANDARD.encode(self.key.verifying_key().to_bytes());
         let state = self.state().display().to_string();
         format!(
             "state = {state:?}\n\
-             [hub]\nconnection_string = \"HostName={address};DeviceId={DEVICE};SharedAccessKey={key}\"\nplain = true\n\
+             {reach}\
              [trust]\nthreshold = 1\nkeys = {{ k1 = \"{public}\" }}\n\
              [firmware]\n{firmware}\
              [limits]\nsplay_seconds = 0\nretry_seconds = 1\nreconnect_seconds = 1\n"
@@ -134,8 +173,8 @@ impl World {
 
     /// Has the agent install firmware in another way.
     pub(crate) fn install_by(&self, firmware: &str) {
-        fs::write(self.config(), self.with_firmware(&format!("{INSTALLED}{firmware}")))
-            .expect("the configuration is written");
+        let text = self.with_firmware(&format!("{INSTALLED}{firmware}"), &self.without_tls());
+        fs::write(self.config(), text).expect("the configuration is written");
     }
 
     pub(crate) fn config(&self) -> PathBuf {
@@ -241,7 +280,14 @@ impl World {
     }
 
     pub(crate) fn start(&self) -> Process {
-        Process(self.command(false).spawn().expect("the agent starts"))
+        self.start_with(&[])
+    }
+
+    /// With more in its environment.
+    pub(crate) fn start_with(&self, environment: &[(&str, &Path)]) -> Process {
+        let mut command = self.command(false);
+        command.envs(environment.iter().copied());
+        Process(command.spawn().expect("the agent starts"))
     }
 
     /// Runs the agent until nothing is left to do.

@@ -97,6 +97,14 @@ impl Provisioning {
     pub fn put_enrollment(&self, id: &str, body: &Value) -> Result<Value, DpsError> {
         self.0.put(false, id, body, None)
     }
+
+    /// Makes an enrollment group.
+    ///
+    /// # Errors
+    /// Like [`Self::put_enrollment`].
+    pub fn put_group(&self, id: &str, body: &Value) -> Result<Value, DpsError> {
+        self.0.put(true, id, body, None)
+    }
 }
 
 impl DpsError {
