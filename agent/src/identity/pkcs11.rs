@@ -1,7 +1,7 @@
 //! Keys that never leave their token: it signs, the agent asks it to.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as TokenFault, RvError};
@@ -40,9 +40,15 @@ pub(crate) enum TokenError {
     /// The PIN.
     #[error(transparent)]
     Pin(#[from] FileError),
-    /// The token refused the PIN. It is not tried again at once: tokens lock themselves after a few.
+    /// The token refused the login.
     #[error("the token refused the login: {0}")]
     Login(TokenFault),
+    /// It has refused this very PIN before.
+    #[error(
+        "the token has refused this PIN, which is not tried again, as tokens lock themselves after a few: put the right \
+         one into the file, or restart the agent"
+    )]
+    PinRefused,
     /// No such key, or too many.
     #[error("{found} keys in the token are {wanted}: one was expected (object=… and id=… choose it)")]
     Key {
@@ -73,7 +79,13 @@ pub(crate) struct TokenKey {
     uri: Pkcs11Uri,
     class: ObjectClass,
     /// A token takes one request at a time of a session; held for the one.
-    open: Mutex<Option<Open>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    open: Option<Open>,
+    refused_pin: Option<String>,
 }
 
 struct Open {
@@ -101,12 +113,12 @@ const SHA256_INFO: [u8; 19] = [
 impl TokenKey {
     /// A private key, to show a certificate with.
     pub(crate) fn private(uri: Pkcs11Uri) -> Self {
-        Self { uri, class: ObjectClass::PRIVATE_KEY, open: Mutex::default() }
+        Self { uri, class: ObjectClass::PRIVATE_KEY, held: Mutex::default() }
     }
 
     /// A symmetric key, to sign tokens with.
     pub(crate) fn secret(uri: Pkcs11Uri) -> Self {
-        Self { uri, class: ObjectClass::SECRET_KEY, open: Mutex::default() }
+        Self { uri, class: ObjectClass::SECRET_KEY, held: Mutex::default() }
     }
 
     /// HMAC-SHA256.
@@ -126,10 +138,10 @@ impl TokenKey {
 
     /// Does something with the open key. A token that was pulled out and put back is opened again.
     fn with<T>(&self, work: impl Fn(&Open) -> Result<T, TokenFault>) -> Result<T, TokenError> {
-        let mut held: MutexGuard<'_, Option<Open>> =
-            self.open.lock().expect("nothing panics under this lock");
-        if let Some(open) = &*held {
-            match work(open) {
+        let mut held = self.held.lock().expect("nothing panics under this lock");
+        let Held { open, refused_pin } = &mut *held;
+        if let Some(known) = open {
+            match work(known) {
                 Err(TokenFault::Pkcs11(
                     RvError::DeviceRemoved
                     | RvError::ObjectHandleInvalid
@@ -138,16 +150,16 @@ impl TokenKey {
                     | RvError::TokenNotPresent
                     | RvError::UserNotLoggedIn,
                     _,
-                )) => *held = None,
+                )) => *open = None,
                 result => return Ok(result?),
             }
         }
-        let open = held.insert(open(&self.uri, self.class)?);
-        Ok(work(open)?)
+        let opened = open.insert(login(&self.uri, self.class, refused_pin)?);
+        Ok(work(opened)?)
     }
 }
 
-fn open(uri: &Pkcs11Uri, class: ObjectClass) -> Result<Open, TokenError> {
+fn login(uri: &Pkcs11Uri, class: ObjectClass, refused: &mut Option<String>) -> Result<Open, TokenError> {
     let library = |source| TokenError::Library { module: uri.module.display().to_string(), source };
     let pkcs11 = Pkcs11::new(&uri.module).map_err(library)?;
     match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
@@ -162,9 +174,17 @@ fn open(uri: &Pkcs11Uri, class: ObjectClass) -> Result<Open, TokenError> {
         Some(Pin::File(path)) => Some(secret::read_secret(path)?),
     };
     if let Some(pin) = pin {
-        match session.login(UserType::User, Some(&AuthPin::from(pin))) {
-            Ok(()) | Err(TokenFault::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
-            Err(error) => return Err(TokenError::Login(error)),
+        if refused.as_ref() == Some(&pin) {
+            return Err(TokenError::PinRefused);
+        }
+        match session.login(UserType::User, Some(&AuthPin::from(pin.clone()))) {
+            Ok(()) | Err(TokenFault::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => *refused = None,
+            Err(error) => {
+                if matches!(error, TokenFault::Pkcs11(RvError::PinIncorrect | RvError::PinLocked, _)) {
+                    *refused = Some(pin);
+                }
+                return Err(TokenError::Login(error));
+            }
         }
     }
     let mut template = vec![Attribute::Class(class)];

@@ -30,6 +30,9 @@ pub(super) enum Request {
     Farewell,
 }
 
+/// A connection that is being made.
+type Dialling<'a> = Pin<Box<dyn Future<Output = Result<Line, LinkError>> + Send + 'a>>;
+
 enum After {
     Renewed(Box<Line>),
     Lost(LinkError),
@@ -78,7 +81,7 @@ async fn carry(
     let mut due = *renew_at;
     let mut pause = RENEWAL_PAUSE;
     // The connection that is to take the place of this one, while it is made.
-    let mut next: Option<Pin<Box<dyn Future<Output = Result<Line, LinkError>> + Send + '_>>> = None;
+    let mut next: Option<Dialling<'_>> = None;
     loop {
         let polled = {
             // Not dropped half-way: it may be in the middle of writing.

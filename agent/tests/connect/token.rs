@@ -176,3 +176,24 @@ fn a_key_that_is_not_in_the_token_is_told_of_without_the_pin() {
     super::eventually("the log says so", || world.log().contains("0 keys in the token are object \"other\""));
     assert!(!world.log().contains(PIN), "{}", world.log());
 }
+
+#[test]
+fn a_pin_that_the_token_refuses_is_shown_to_it_once_and_the_right_one_is_taken_without_a_restart() {
+    if !have_token() {
+        return;
+    }
+    let world = World::new(None, &[]);
+    let token = Token::new(&world);
+    let key = token.key_pair("hub", "EC:prime256v1");
+    let certificate = params("dev-x").self_signed(&key).expect("a certificate");
+    register(&world.hub.control(), "dev-x", by_thumbprint(certificate.der()));
+    let file = world.dir.path().join("device.pem");
+    fs::write(&file, certificate.pem()).expect("written");
+    fs::write(token.dir.join("pin"), "1234").expect("written");
+    world.configure(&[], &sections(&world, "dev-x", &file, &token.uri("hub")));
+    let _agent = world.start_with(&[("SOFTHSM2_CONF", &token.conf())]);
+    super::eventually("it is not tried again", || world.log().matches("has refused this PIN").count() >= 2);
+    assert_eq!(world.log().matches("the token refused the login").count(), 1, "{}", world.log());
+    fs::write(token.dir.join("pin"), PIN).expect("written");
+    world.reports_until(runs("fw-1"));
+}

@@ -92,7 +92,8 @@ impl World {
     /// The same, with more `sections` in the configuration.
     pub(crate) fn with(bandwidth: Option<u64>, health: &[&str], sections: &str) -> Self {
         let world = Self::at_hub(bandwidth, |hub| hub);
-        world.configure(health, &(world.without_tls() + sections));
+        let text = world.toml(health, &world.without_tls()) + sections;
+        fs::write(world.config(), text).expect("the configuration is written");
         world
     }
 
