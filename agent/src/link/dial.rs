@@ -110,10 +110,11 @@ impl Access {
         (client, events)
     }
 
-    /// The end of a token that is good for so long.
+    /// The end of a token that is good for at least so long: tokens end at whole seconds.
     pub(super) fn expiry(&self, life: Duration) -> WallTime {
-        let now = (self.clock)().as_unix_millis();
-        WallTime::from_unix_millis(now.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX)))
+        let millis = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
+        let end = (self.clock)().as_unix_millis().saturating_add(millis);
+        WallTime::from_unix_millis(end.div_ceil(1000).saturating_mul(1000))
     }
 
     /// Waits for the clock where it matters: tokens end by it, and certificates are valid by it.
