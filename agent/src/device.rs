@@ -33,6 +33,7 @@ use crate::install::{Activated, Later};
 use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
 use crate::unit::{Parked, Step, Unit};
+use crate::watch::Seen;
 use crate::watchdog::Guard;
 use crate::{Ended, StateError};
 
@@ -103,7 +104,7 @@ pub(crate) async fn live(
     let ended = loop {
         let device = Device::begin(config, &access, &fetcher, host);
         match device.live(once, stop.as_mut(), &mut guard).await {
-            Death::Anew => {}
+            Death::Anew => host.life_ends(),
             Death::Ended(ended) => break ended,
             Death::GoingDown => {
                 tracing::warn!("the machine goes down");
@@ -267,6 +268,7 @@ impl<'a> Device<'a> {
             }
         }
         self.effects = effects;
+        self.host.watch_wanted(&self.units);
         match &mut self.link {
             Some(link) if self.connected => self.outbox.flush(link, &self.host.counters),
             _ => self.outbox.clear(),
@@ -292,6 +294,7 @@ impl<'a> Device<'a> {
     fn lead_performs(&mut self, effect: Effect) {
         match effect {
             Effect::Connect => {
+                self.host.watched(Seen::Connecting);
                 self.link = Some(Link::open(self.access));
             }
             Effect::Disconnect => self.disconnected(),
@@ -319,7 +322,11 @@ impl<'a> Device<'a> {
             }
             Effect::RequestGrant { release } => self.request_grant(index, release),
             Effect::AnswerGrant { accepted } => {
-                if let Some(rid) = unit.take_offer(accepted) {
+                let method = unit.take_offer(accepted);
+                if accepted {
+                    self.host.watched(Seen::Granted);
+                }
+                if let Some(rid) = method {
                     self.outbox.answer(rid, if accepted { 200 } else { 409 }, b"null".to_vec());
                 }
             }
@@ -336,6 +343,7 @@ impl<'a> Device<'a> {
     }
 
     fn request_grant(&mut self, index: usize, release: ReleaseId) {
+        self.host.watched(Seen::Asked);
         let unit = &self.units[index];
         let release = &unit.releases[release];
         let target = (unit.target != Target::firmware()).then(|| unit.target.to_string());
@@ -347,6 +355,7 @@ impl<'a> Device<'a> {
     fn connected(&mut self, session_present: bool) {
         self.host.counters.connected();
         self.connected = true;
+        self.host.watched(Seen::Connected);
         self.subscribed = false;
         // What was on its way on a connection that this one takes the place of stays unanswered.
         self.outbox.forget();
@@ -356,6 +365,7 @@ impl<'a> Device<'a> {
 
     fn disconnected(&mut self) {
         self.connected = false;
+        self.host.watched(Seen::Lost);
         self.link = None;
         self.outbox.forget();
         self.units.iter_mut().for_each(|unit| unit.reporting = false);

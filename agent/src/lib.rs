@@ -29,6 +29,7 @@ mod status;
 mod target;
 mod unit;
 mod units;
+mod watch;
 mod watchdog;
 
 #[cfg(test)]
@@ -59,6 +60,7 @@ pub use metrics::{Loopback, Metrics};
 pub use status::status;
 pub use target::Target;
 pub use units::{Bytes, Rate, Span};
+pub use watch::{Seen, Watch};
 
 use device::Host;
 use link::Access;
@@ -174,5 +176,20 @@ pub async fn live(
     once: bool,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, RunError> {
-    Ok(device::live(config, access(config, pool)?, once, &mut Host::default(), stop).await?)
+    live_watched(config, pool, once, stop, None).await
+}
+
+/// The same, and `watch` is told how it goes.
+///
+/// # Errors
+/// As [`live`].
+pub async fn live_watched(
+    config: &Config,
+    pool: &TlsPool,
+    once: bool,
+    stop: impl Future<Output = ()>,
+    watch: Option<Watch>,
+) -> Result<Ended, RunError> {
+    let mut host = Host::watched_by(watch);
+    Ok(device::live(config, access(config, pool)?, once, &mut host, stop).await?)
 }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::{
     AtDeadline, Backoff, Caps, Days, Locks, Policy, ReleaseId, Releases, TrustRoot, Window, sign,
@@ -18,10 +20,19 @@ use crate::scenario::step::{Action, Configure};
 const KEYS: [(&str, [u8; 32]); 2] = [("release-1", [0x51; 32]), ("release-2", [0x52; 32])];
 
 /// How many of them have to sign.
-const THRESHOLD: usize = 2;
+pub(crate) const THRESHOLD: usize = 2;
 
 /// A key that no device trusts.
 const FORGER: [u8; 32] = [0x66; 32];
+
+/// The keys that devices trust, as lines of an agent's `[trust.keys]`.
+pub(crate) fn trusted_keys() -> String {
+    let line = |(id, key): (&str, [u8; 32])| {
+        let public = STANDARD.encode(SigningKey::from_bytes(&key).verifying_key().as_bytes());
+        format!("{id} = \"{public}\"\n")
+    };
+    KEYS.map(line).concat()
+}
 
 /// The releases of a run: what agents know of them, and what the scenario says of them.
 #[derive(Clone, Debug)]

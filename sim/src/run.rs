@@ -12,7 +12,8 @@ use crate::measure::EngineOutcome;
 use crate::progress::Progress;
 use crate::remote::Remote;
 use crate::scenario::expect;
-use crate::scenario::model::Scenario;
+use crate::scenario::fleet::{Fleet, PlannedGroup};
+use crate::scenario::model::{Driver, Scenario};
 use crate::timeline::End;
 
 /// Everything that decides how a run goes.
@@ -34,6 +35,40 @@ pub struct RunPlan {
     pub threads: Option<NonZeroUsize>,
     /// The command that runs the same again.
     pub replay: String,
+}
+
+impl RunPlan {
+    /// How many devices a real agent runs.
+    #[must_use]
+    pub fn real_agents(&self) -> u64 {
+        if self.scenario.fleet.groups.iter().all(|group| group.driver == Driver::Simulated) {
+            return 0;
+        }
+        let fleet = Fleet::plan(&self.scenario);
+        let real = fleet.groups().iter().filter(|group| group.spec.driver == Driver::Agent);
+        real.map(PlannedGroup::devices).sum()
+    }
+
+    /// Whether the devices can be run in this way.
+    ///
+    /// # Errors
+    /// If some are to have a real agent where there can be none.
+    pub fn check_drivers(&self) -> Result<(), EngineError> {
+        let Some(group) = self.scenario.fleet.groups.iter().find(|group| group.driver == Driver::Agent)
+        else {
+            return Ok(());
+        };
+        let (problem, fix) = match (self.engine, &self.target, self.transport) {
+            (Engine::Virtual, ..) => ("the virtual engine has no", "add --engine live"),
+            (_, _, Transport::Memory) => ("--transport memory reaches no", "use --transport tcp"),
+            (Engine::Live, Target::Hub, _) => return Ok(()),
+            (Engine::Live, ..) => ("only the embedded hub is one for", "leave --target out"),
+        };
+        Err(EngineError::Unfit {
+            problem: format!("{problem} real agents, and group `{}` has driver = \"agent\"", group.name),
+            fix: format!("{fix}, or --set fleet.group.{}.driver=simulated", group.name),
+        })
+    }
 }
 
 /// What devices connect to.

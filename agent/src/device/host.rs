@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use fleetwave_agent_core::ReleaseId;
+use fleetwave_agent_core::twin::Desired;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::logs::Recent;
 use crate::metrics::Counters;
 use crate::notify::Supervisor;
+use crate::target::Target;
 use crate::unit::Unit;
+use crate::watch::{Seen, Watch};
 
 /// Empty by default.
 #[derive(Default)]
@@ -16,6 +20,10 @@ pub(crate) struct Host {
     pub(crate) counters: Counters,
     /// The end of the process's log.
     pub(crate) recent: Option<Recent>,
+    /// Whoever runs many agents in one process, and measures them.
+    watch: Option<Watch>,
+    /// What the watch was told last that the firmware is to be.
+    wanted: Option<ReleaseId>,
     beat: Option<Interval>,
 }
 
@@ -28,7 +36,12 @@ impl Host {
             beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             beat
         });
-        Self { supervisor, counters: Counters::default(), recent, beat }
+        Self { supervisor, counters: Counters::default(), recent, beat, ..Self::default() }
+    }
+
+    /// Of one agent among many, of which `watch` is told.
+    pub(crate) fn watched_by(watch: Option<Watch>) -> Self {
+        Self { watch, ..Self::default() }
     }
 
     /// Until the service manager wants to hear again that the loop is not stuck.
@@ -39,6 +52,34 @@ impl Host {
             }
             None => std::future::pending().await,
         }
+    }
+
+    /// Tells the watch, if there is one.
+    pub(super) fn watched(&self, seen: Seen<'_>) {
+        if let Some(watch) = &self.watch {
+            watch(seen);
+        }
+    }
+
+    /// Tells the watch what the firmware is to be, when that has changed.
+    pub(super) fn watch_wanted(&mut self, units: &[Unit]) {
+        let Some(watch) = &self.watch else { return };
+        let firmware = units.iter().find(|unit| unit.target == Target::firmware());
+        let Some((unit, agent)) = firmware.and_then(|unit| Some((unit, unit.agent()?))) else { return };
+        let wanted = match agent.desired() {
+            Desired::Release(release) => Some(release),
+            _ => None,
+        };
+        if let Some(release) = wanted.filter(|_| wanted != self.wanted) {
+            watch(Seen::Wanted(unit.releases[release].reference()));
+        }
+        self.wanted = wanted;
+    }
+
+    /// The device begins anew: the connection is over, and what was wanted is read again.
+    pub(super) fn life_ends(&mut self) {
+        self.wanted = None;
+        self.watched(Seen::Lost);
     }
 
     /// Tells the service manager what the units do.

@@ -8,6 +8,9 @@ use fleetwave_report::record::Transport;
 /// What a run needs beside its connections: listeners, polls, files, the floor's sockets in passing.
 const RESERVE: u64 = 256;
 
+/// Files that a real agent may have open.
+const FILES: u64 = 4;
+
 /// Downloads at once, if the scenario does not say: more do not make one machine faster.
 const USUAL_DOWNLOADS: u64 = 256;
 
@@ -26,7 +29,8 @@ pub(super) fn downloads_at_once(plan: &RunPlan) -> u64 {
 pub(super) fn make_room(plan: &RunPlan) -> Result<(), EngineError> {
     let limit = raise();
     let downloads = downloads_at_once(plan);
-    check(plan.scenario.fleet.devices.0, downloads, plan.transport, &plan.target, limit)
+    let files = plan.real_agents() * FILES;
+    check(plan.scenario.fleet.devices.0, downloads, plan.transport, &plan.target, limit.saturating_sub(files))
 }
 
 fn check(

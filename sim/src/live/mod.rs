@@ -6,6 +6,7 @@
 //! simulated time; the scenario's link latency, loss and bandwidth are *not* simulated: bytes take as long as this
 //! machine takes.
 
+mod agents;
 mod aim;
 mod beat;
 mod cloud;
@@ -80,6 +81,7 @@ fn play(
     stop: &AtomicBool,
     tell_stories: bool,
 ) -> Result<LiveRun, EngineError> {
+    plan.check_drivers()?;
     limits::make_room(plan)?;
     let clock = fleetwave_hub::Clock::new();
     let Target::Remote(remote) = &plan.target else {
@@ -210,6 +212,13 @@ fn remarks(plan: &RunPlan, at_once: u64) -> Vec<String> {
          most {at_once} downloads at once",
         if plan.transport == Transport::Memory { "memory" } else { "loopback TCP" },
     )];
+    let real = plan.real_agents();
+    if real > 0 {
+        remarks.push(format!(
+            "{real} of the devices are real agents: they install, boot and check as fast as this machine does, and their \
+             messages and payload bytes are not in the traffic"
+        ));
+    }
     match plan.target {
         Target::Hub | Target::Remote(_) => {}
         Target::Rumqttd => remarks.push(

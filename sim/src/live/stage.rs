@@ -1,7 +1,7 @@
 //! Everything that a live run needs around its devices: blob endpoint, hub or broker, registry, shards, downloads.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use mio::Waker;
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
 
+use super::agents::{Agents, Setting};
 use super::aim::Board;
 use super::cloud::{CloudSide, Granter, blob_name};
 use super::fetch::{Mailbox, Pool, Settings};
@@ -60,6 +61,7 @@ pub(super) struct Stage {
     pub(super) blobs: BlobServer,
     hub: Hub,
     crew: Vec<Crew>,
+    agents: Option<Mutex<Agents>>,
     downloads: Pool,
 }
 
@@ -136,6 +138,7 @@ impl Stage {
         let share = devices.div_ceil(shards).max(1);
         let shards = devices.div_ceil(share).max(1);
         let (ears, heard): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
+        let (signs, seen): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
 
         let granter = {
             let (world, board, blobs) = (world.clone(), board.clone(), blobs.control());
@@ -162,6 +165,17 @@ impl Stage {
                 let login = matches!(hub, Hub::Embedded(_)).then_some(login);
                 (hub, Operator::Ours(control), reach, login, None)
             }
+        };
+        let agents = match &login {
+            Some(login) if plan.real_agents() > 0 => Some(Agents::start(Setting {
+                world: world.clone(),
+                clock: clock.clone(),
+                login: login.clone(),
+                reach: reach.to_string(),
+                signs,
+                share,
+            })?),
+            _ => None,
         };
         let plain = matches!(hub, Hub::Plain(_));
         let mut transports: Vec<Box<dyn Transport>> = Vec::new();
@@ -190,8 +204,8 @@ impl Stage {
             .map_err(|error| failed("starting the downloads", error))?;
 
         let mut crew = Vec::new();
-        let parts = transports.into_iter().zip(heard).zip(fetched).enumerate();
-        for (index, ((transport, heard), fetched)) in parts {
+        let parts = transports.into_iter().zip(heard).zip(fetched).zip(seen).enumerate();
+        for (index, (((transport, heard), fetched), signs)) in parts {
             let first = index as u64 * share;
             let (orders, inbox) = unbounded();
             let waker = transport.waker();
@@ -207,6 +221,7 @@ impl Stage {
                 transport,
                 orders: inbox,
                 heard,
+                signs,
                 fetched,
                 downloads: downloads.handle(),
                 tally: tally.clone(),
@@ -219,7 +234,8 @@ impl Stage {
                 .map_err(|error| failed("starting a shard", error))?;
             crew.push(Crew { orders, waker, thread });
         }
-        Ok(Self { world, clock, board, tally, operator, blobs, hub, crew, downloads })
+        let agents = agents.map(Mutex::new);
+        Ok(Self { world, clock, board, tally, operator, blobs, hub, crew, agents, downloads })
     }
 
     /// Whether devices reach the hub by way of a broker, which goes on when the hub is away.
@@ -230,6 +246,9 @@ impl Stage {
     /// Tells every shard.
     pub(super) fn tell(&self, order: &Order) {
         (0..self.crew.len()).for_each(|shard| self.tell_one(shard, order.clone()));
+        if let Some(agents) = &self.agents {
+            agents.lock().expect("nothing panics under this lock").tell(order);
+        }
     }
 
     /// Tells one shard.
@@ -251,18 +270,24 @@ impl Stage {
             // The service side's.
             Hub::Elsewhere(_) => 1,
         };
-        self.crew.len() as u32 + u32::from(hub_threads) + u32::from(live.blob_threads.max(1)) + 1
+        let agents = self.agents.as_ref().map(|agents| agents.lock().map_or(0, |agents| agents.threads()));
+        self.crew.len() as u32
+            + agents.unwrap_or(0)
+            + u32::from(hub_threads)
+            + u32::from(live.blob_threads.max(1))
+            + 1
     }
 
     /// Ends everything, devices first.
     pub(super) fn strike(self) -> Left {
         self.tell(&Order::Finish);
+        let agents = self.agents.and_then(|agents| agents.into_inner().ok()).map(Agents::finish);
         let mut left = Left {
             meter: Meter::default(),
             violations: Violations::default(),
             histories: Vec::new(),
             stories: Vec::new(),
-            casualties: Vec::new(),
+            casualties: agents.unwrap_or_default(),
         };
         for (index, crew) in self.crew.into_iter().enumerate() {
             match crew.thread.join() {

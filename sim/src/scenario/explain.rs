@@ -7,7 +7,7 @@ use fleetwave_hub_core::throttle::{Operation, Throttles, Tier as HubTier};
 use super::audience::Audience;
 use super::fault::{CutMoment, Fault};
 use super::fleet::{Fleet, PlannedGroup};
-use super::model::{Cycle, Group, Release, Scenario, Signature, Tier, Weekday};
+use super::model::{Cycle, Driver, Group, Release, Scenario, Signature, Tier, Weekday};
 use super::quantity::{ByteSize, Percent, Span};
 use super::read::Loaded;
 use super::step::{Action, Arrival, Configure, OnTimeout, Step, Wait, WaitFor};
@@ -88,6 +88,9 @@ fn describe_group(out: &mut String, group: &PlannedGroup) -> fmt::Result {
     write!(out, "  {} x {}", Thousands(group.devices()), spec.name)?;
     if !spec.tags.is_empty() {
         write!(out, " {}", group.tags)?;
+    }
+    if spec.driver == Driver::Agent {
+        return writeln!(out, "\n    real agents, as fast as this machine is");
     }
     write!(out, "\n    latency {}", spec.link.latency)?;
     if spec.link.loss != Percent::ZERO {

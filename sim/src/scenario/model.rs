@@ -125,6 +125,10 @@ impl Default for RunningRelease {
 pub struct Group {
     /// The group's name, for steps and `--set`.
     pub name: String,
+    /// What runs its devices: `"simulated"`, or `"agent"` for the real one, in this process, with real connections,
+    /// downloads and files. Real agents need the live engine, its embedded hub, and TCP.
+    #[serde(default)]
+    pub driver: Driver,
     /// Its part of the fleet: a percentage, or `"rest"` for what the other groups leave.
     #[serde(default)]
     pub share: Share,
@@ -179,6 +183,7 @@ impl Group {
     pub fn named(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            driver: Driver::Simulated,
             share: Share::Rest,
             tags: BTreeMap::new(),
             link: Link::default(),
@@ -196,6 +201,17 @@ impl Group {
             busy: Percent::ZERO,
         }
     }
+}
+
+/// What runs a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// The harness: the agent's core, with a simulated machine around it.
+    #[default]
+    Simulated,
+    /// The production agent.
+    Agent,
 }
 
 /// A group's part of the fleet.

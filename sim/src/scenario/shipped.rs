@@ -34,6 +34,7 @@ shipped!(
     "poison-release",
     "throttled-hub",
     "power-cuts",
+    "real-agents",
 );
 
 /// The shipped scenario of that name.

@@ -61,6 +61,7 @@ pub fn run_with_histories(
     progress: &Progress,
     stop: &AtomicBool,
 ) -> Result<(EngineOutcome, Vec<u64>), EngineError> {
+    plan.check_drivers()?;
     let threads = plan.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, usize::from);
     // No byte is sent, so no payload is made: its digest is one that stands for it.
     let world = World::new(plan.scenario.clone(), |release| stage::stand_in_digest(&release.id));

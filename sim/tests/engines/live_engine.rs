@@ -206,3 +206,31 @@ fn the_way_of_each_device_is_told() {
     let way = "idle deferred granting downloading verifying staging rebooting idle probation committing idle";
     assert_eq!(names.join(" "), way);
 }
+
+/// A third of the fleet.
+const REAL: &str = "[[fleet.group]]\nname = 'real'\ndriver = 'agent'\nshare = '30%'\n[[release]]";
+
+#[test]
+fn real_agents_converge_among_simulated_devices_and_are_measured_with_them() {
+    let record = Bench::of(&QUICK.replace("[[release]]", REAL)).with("harness.max_lag=2s").judged();
+    assert_eq!(record.verdict, Verdict::Passed, "{:?}", record.notes);
+    assert_eq!((record.devices.converged, record.devices.missing), (50, 0));
+    assert!(
+        record.notes.iter().any(|note| note.contains("15 of the devices are real agents")),
+        "{:?}",
+        record.notes
+    );
+}
+
+#[test]
+fn real_agents_are_refused_where_there_can_be_none() {
+    let bench = || Bench::of(&QUICK.replace("[[release]]", REAL));
+    let why = [
+        bench().over(Transport::Memory).error(),
+        bench().at(Target::Rumqttd).error(),
+        bench().virtually(1).error(),
+    ];
+    for (why, says) in why.iter().zip(["--transport tcp", "leave --target out", "--engine live"]) {
+        assert!(why.contains("`real` has driver = \"agent\"") && why.contains(says), "{why}");
+    }
+}

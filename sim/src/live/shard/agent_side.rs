@@ -258,13 +258,27 @@ impl Shard {
         self.writer.up(&self.id, &message);
     }
 
-    fn request_grant(&mut self, index: u32, at: Instant, release: ReleaseId) {
+    /// Counts a request for a grant, unless one waits for its answer.
+    pub(super) fn asks_for_grant(&mut self, index: u32, at: Instant) {
         let slot = &mut self.slots[index as usize];
         if !slot.has(flag::ASKED) {
             slot.set(flag::ASKED);
             slot.asked = at;
             self.meter.grant_requested();
         }
+    }
+
+    /// Counts the grant that the device waited for.
+    pub(super) fn has_grant(&mut self, index: u32, at: Instant) {
+        let slot = &mut self.slots[index as usize];
+        if slot.has(flag::ASKED) {
+            slot.clear(flag::ASKED);
+            self.meter.granted(slot.asked, at);
+        }
+    }
+
+    fn request_grant(&mut self, index: u32, at: Instant, release: ReleaseId) {
+        self.asks_for_grant(index, at);
         let release = &self.releases[release];
         let request = Request { id: release.id.to_string(), seq: release.sequence, target: None };
         let body = serde_json::to_vec(&request).expect("a request is JSON");
@@ -285,12 +299,8 @@ impl Shard {
     /// The agent has said whether it waited for the grant that it was told of.
     fn answer_grant(&mut self, index: u32, at: Instant, accepted: bool) {
         let Some(GrantUnderWay { url, method }) = self.grant.take() else { return };
-        let slot = &mut self.slots[index as usize];
         if accepted {
-            if slot.has(flag::ASKED) {
-                slot.clear(flag::ASKED);
-                self.meter.granted(slot.asked, at);
-            }
+            self.has_grant(index, at);
             if let Some(url) = url {
                 self.payloads.entry(index).or_default().url = url;
             }

@@ -1,7 +1,7 @@
 //! What is expected of devices, and what is known of how far they are.
 
-use fleetwave_agent_core::ResultCode;
 use fleetwave_agent_core::twin::{Desired, Progress};
+use fleetwave_agent_core::{ReleaseId, ResultCode};
 use fleetwave_protocol::Instant;
 
 use super::Shard;
@@ -42,9 +42,8 @@ impl Shard {
                     self.aim(index, new);
                     self.tally.targeted.add(1);
                     self.meter.targeted(new.change, 1);
-                    let slot = &self.slots[index as usize];
                     // It may have what it is to have already, and have said so.
-                    if slot.has(flag::KNOWN) && self.releases.same(slot.agent.committed(), new.release) {
+                    if self.committed(index).is_some_and(|runs| self.releases.same(runs, new.release)) {
                         let at = self.clock.now().at;
                         self.converged(index, new, at);
                     }
@@ -88,7 +87,13 @@ impl Shard {
     /// Counts the device as notified once its agent knows what it is to have.
     pub(super) fn notice(&mut self, index: u32) {
         let at = self.clock.now().at;
-        let Desired::Release(release) = self.slots[index as usize].agent.desired() else { return };
+        if let Desired::Release(release) = self.slots[index as usize].agent.desired() {
+            self.noticed(index, release, at);
+        }
+    }
+
+    /// A device's agent knows that it is to have this release.
+    pub(super) fn noticed(&mut self, index: u32, release: ReleaseId, at: Instant) {
         let slot = &self.slots[index as usize];
         let known = slot.aim.filter(|_| slot.has(flag::WANTED));
         if known.is_none_or(|aim| aim.release != release)
@@ -119,6 +124,9 @@ impl Shard {
     /// The hub has accepted a report.
     pub(super) fn hear(&mut self, Heard { index, at, status }: Heard) {
         let slot = &mut self.slots[index as usize];
+        if slot.has(flag::REAL) {
+            self.told.insert(index, status.running);
+        }
         let Some(aim) = slot.aim.filter(|_| !slot.has(flag::CONVERGED)) else { return };
         if self.releases.same(status.running, aim.release) {
             self.converged(index, aim, at);

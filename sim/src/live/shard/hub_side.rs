@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use fleetwave_agent_core::grant::{self, Answer, Outcome};
 use fleetwave_agent_core::{Event, GrantAnswer, twin};
-use fleetwave_protocol::{Down, Profile, Up, WallTime};
+use fleetwave_protocol::{Down, Instant, Profile, Up, WallTime};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, Publish};
 
@@ -84,9 +84,21 @@ impl Shard {
 
     fn connected(&mut self, index: u32, session_present: bool) {
         let accepted = self.clock.now().at;
+        if !self.link_is_up(index, accepted) {
+            return;
+        }
+        if self.profile == Profile::Plain {
+            self.name(index);
+            self.writer.hello(&self.id);
+        }
+        self.tell(index, Event::Connected { session_present });
+    }
+
+    /// Counts the connection that the hub has accepted; false if it is known already.
+    pub(super) fn link_is_up(&mut self, index: u32, accepted: Instant) -> bool {
         let slot = &mut self.slots[index as usize];
         if slot.has(flag::UP) {
-            return;
+            return false;
         }
         slot.clear(flag::CONNECTING);
         let first = !slot.has(flag::KNOWN);
@@ -94,11 +106,7 @@ impl Shard {
         let (intended, started) = (slot.intended, slot.started);
         self.meter.connected(Connection { intended, started, accepted, first });
         self.tally.connected.add(1);
-        if self.profile == Profile::Plain {
-            self.name(index);
-            self.writer.hello(&self.id);
-        }
-        self.tell(index, Event::Connected { session_present });
+        true
     }
 
     fn publish(&mut self, index: u32, publish: &Publish) {

@@ -2,7 +2,7 @@
 //!
 //! The thread waits for bytes, results, orders and timers, lets one device after the other act, and owns all that it
 //! touches. Parts: what agents ask for ([`agent_side`]), what comes from the hub ([`hub_side`]), downloads
-//! ([`payload`]), a hub that is not ours ([`outside`]), power ([`power`]), planted trouble ([`trouble`]), and what is expected of devices ([`expect`]).
+//! ([`payload`]), a hub that is not ours ([`outside`]), power ([`power`]), real agents ([`real`]), planted trouble ([`trouble`]), and what is expected of devices ([`expect`]).
 
 mod agent_side;
 mod expect;
@@ -10,6 +10,7 @@ mod hub_side;
 mod outside;
 mod payload;
 mod power;
+mod real;
 mod slot;
 mod trouble;
 
@@ -20,7 +21,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Receiver;
 use fleetwave_agent_core::twin::{Desired, Status, TwinContent};
-use fleetwave_agent_core::{Effect, Event, Releases, State};
+use fleetwave_agent_core::{Effect, Event, ReleaseId, Releases, State};
 use fleetwave_hub::Clock;
 use fleetwave_protocol::{Instant, Now, Profile, WallTime};
 use rustc_hash::FxHashMap;
@@ -30,6 +31,7 @@ pub(super) use self::outside::Outside;
 use self::payload::Payload;
 use self::slot::{Slot, Work, flag};
 use self::trouble::{Rare, Trouble};
+use super::agents::Sign;
 use super::aim::Aim;
 use super::beat::Beat;
 use super::cloud::Heard;
@@ -43,6 +45,7 @@ use crate::device::{Device, Violations, Who, World};
 use crate::measure::{Change, ChangeId, Meter};
 use crate::scenario::dist::Dist;
 use crate::scenario::fault::CutMoment;
+use crate::scenario::model::Driver;
 use crate::scenario::quantity::Percent;
 use crate::scenario::step::Arrival;
 
@@ -103,6 +106,8 @@ pub(super) struct Parts {
     pub(super) transport: Box<dyn Transport>,
     pub(super) orders: Receiver<Order>,
     pub(super) heard: Receiver<Heard>,
+    /// What the real agents among its devices show.
+    pub(super) signs: Receiver<Sign>,
     pub(super) fetched: Receiver<Fetched>,
     pub(super) downloads: Handle,
     pub(super) tally: Arc<Tally>,
@@ -127,6 +132,7 @@ pub(super) struct Shard {
     transport: Box<dyn Transport>,
     orders: Receiver<Order>,
     heard: Receiver<Heard>,
+    signs: Receiver<Sign>,
     fetched: Receiver<Fetched>,
     downloads: Handle,
     tally: Arc<Tally>,
@@ -143,6 +149,8 @@ pub(super) struct Shard {
     rare: FxHashMap<u32, Rare>,
     trouble: Trouble,
     open_aims: Vec<Aim>,
+    /// What devices with a real agent have said that they run.
+    told: FxHashMap<u32, ReleaseId>,
     /// What happened under changes whose acceptance is not known here yet.
     early: Vec<Early>,
     accepted: Vec<ChangeId>,
@@ -172,7 +180,12 @@ impl Shard {
         let slots = (parts.first..parts.first + u64::from(parts.devices))
             .map(|number| {
                 let agent = world.agent(number);
-                Slot::new(agent, Device::new(world.catalogue().initial), world.fleet().group_of(number))
+                let group = world.fleet().group_of(number);
+                let mut slot = Slot::new(agent, Device::new(world.catalogue().initial), group);
+                if world.fleet().groups()[group].spec.driver == Driver::Agent {
+                    slot.set(flag::REAL);
+                }
+                slot
             })
             .collect::<Vec<_>>();
         let stories = if parts.tell_stories { vec![Vec::new(); slots.len()] } else { Vec::new() };
@@ -188,6 +201,7 @@ impl Shard {
             transport: parts.transport,
             orders: parts.orders,
             heard: parts.heard,
+            signs: parts.signs,
             fetched: parts.fetched,
             downloads: parts.downloads,
             tally: parts.tally,
@@ -200,6 +214,7 @@ impl Shard {
             rare: FxHashMap::default(),
             trouble: Trouble::default(),
             open_aims: Vec::new(),
+            told: FxHashMap::default(),
             early: Vec::new(),
             accepted: Vec::new(),
             stories,
@@ -225,6 +240,7 @@ impl Shard {
         let mut more = false;
         while self.obey() {
             self.listen();
+            self.look_at_agents();
             self.collect();
             self.take_places();
             self.take_turns();

@@ -23,6 +23,11 @@ impl Shard {
             if slot.has(flag::ON) || slot.work == Work::Boot {
                 continue;
             }
+            if slot.has(flag::REAL) {
+                slot.set(flag::ON);
+                slot.intended = from + offset;
+                continue;
+            }
             slot.work = Work::Boot;
             slot.done = from + offset;
             slot.intended = slot.done;

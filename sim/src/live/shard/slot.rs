@@ -50,6 +50,8 @@ pub(super) mod flag {
     pub(in super::super) const WITHDRAWN: u16 = 1 << 13;
     /// It has shown by itself what it is to have, and is counted by the hub.
     pub(in super::super) const SHOWN: u16 = 1 << 14;
+    /// A real agent runs it, elsewhere in this process.
+    pub(in super::super) const REAL: u16 = 1 << 15;
 }
 
 /// One device.

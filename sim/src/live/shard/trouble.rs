@@ -83,7 +83,8 @@ impl Rare {
 impl Shard {
     pub(super) fn is_victim(&self, index: u32, victims: &Victims) -> bool {
         let number = self.first + u64::from(index);
-        self.world.fleet().is_hit(number, victims.step, victims.group, victims.share)
+        !self.slots[index as usize].has(flag::REAL)
+            && self.world.fleet().is_hit(number, victims.step, victims.group, victims.share)
     }
 
     pub(super) fn rare_due(&self, index: u32) -> Instant {

@@ -1,7 +1,7 @@
 //! The fleet, its groups and the releases.
 
 use super::super::audience;
-use super::super::model::{Group, Scenario, Share};
+use super::super::model::{Driver, Group, Scenario, Share};
 use super::super::quantity::{Percent, Span};
 use super::super::read::{Path, Source};
 use super::super::step::Action;
@@ -53,6 +53,7 @@ fn groups(scenario: &Scenario, source: &mut Source) {
                 Some("it lasts more than nothing and at most 24h; leave `window` out for always".to_owned()),
             );
         }
+        real(i, group, scenario, source);
         windows(i, group, scenario.agent.locks.is_some(), source);
         if group.probation.max() > scenario.agent.probation_timeout.duration() {
             source.warn(
@@ -61,6 +62,45 @@ fn groups(scenario: &Scenario, source: &mut Source) {
                     "health checks can take longer than agent.probation_timeout = \"{}\": such devices roll back",
                     scenario.agent.probation_timeout
                 ),
+                None,
+            );
+        }
+    }
+}
+
+/// What is asked of real agents and only simulated devices do.
+fn real(i: usize, group: &Group, scenario: &Scenario, source: &mut Source) {
+    if group.driver != Driver::Agent {
+        return;
+    }
+    let given = [
+        ("boot_failure", group.boot_failure != Percent::ZERO),
+        ("health_failure", group.health_failure != Percent::ZERO),
+        ("install_failure", group.install_failure != Percent::ZERO),
+        ("busy", group.busy != Percent::ZERO),
+        ("window", group.window.is_some()),
+        ("download_window", group.download_window.is_some()),
+        ("install_window", group.install_window.is_some()),
+    ];
+    for (key, _) in given.into_iter().filter(|(_, given)| *given) {
+        let help = Some("leave it out, or take driver = \"simulated\"".to_owned());
+        source.error(&at(i, key), format!("only simulated devices have `{key}`, not real agents"), help);
+    }
+    for (number, step) in scenario.steps.iter().enumerate() {
+        let Action::Fault(fault) = &step.action else { continue };
+        let Some(scope) = fault.scope() else { continue };
+        let help = Some("give it another group, or let the hub or the blob store fail".to_owned());
+        let path = Path::of(&format!("step.{number}.fault"));
+        if scope.group == Some(&*group.name) {
+            source.error(
+                &path,
+                format!("this fault reaches no real agents, and all of `{}` are", group.name),
+                help,
+            );
+        } else if scope.group.is_none() {
+            source.warn(
+                &path,
+                format!("this fault reaches no real agents, those of `{}` among them", group.name),
                 None,
             );
         }
