@@ -63,6 +63,8 @@ pub enum ConfigError {
 pub struct Config {
     /// The directory of journals, slots and downloads.
     pub state: PathBuf,
+    /// What kind of device this is: releases that name kinds are taken only if this one is among them.
+    pub device_type: Option<String>,
     /// The hub.
     #[serde(default)]
     pub hub: Hub,

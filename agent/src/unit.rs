@@ -82,6 +82,7 @@ pub(crate) struct Unit {
     policy: Policy,
     seed: u64,
     trust: fleetwave_agent_core::TrustRoot,
+    device_type: Option<String>,
     installer: Rc<dyn Installer>,
     fetcher: Rc<Fetcher>,
     payload: Rc<Payload>,
@@ -138,6 +139,7 @@ impl Unit {
             policy: config.policy(),
             seed,
             trust: config.trust.0.clone(),
+            device_type: config.device_type.clone(),
             installer,
             locks: config.locks.clone(),
             counters,
@@ -191,7 +193,8 @@ impl Unit {
         }
         self.unsettled = false;
         self.stands(standing);
-        self.releases = Releases::new(self.trust.clone()).fitting(self.target.as_str(), None);
+        let releases = Releases::new(self.trust.clone());
+        self.releases = releases.fitting(self.target.as_str(), self.device_type.as_deref());
         let (journal, records) = Journal::open(&self.dir, &mut self.releases);
         let committed = self.releases.intern(&standing.committed);
         let running = self.releases.intern(&standing.running);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fleetwave_hub::blob::Content;
 use serde_json::{Value, json};
-use support::{World, eventually};
+use support::{World, eventually, runs};
 
 const TARGETS: &str =
     "[component.app]\ninstaller = \"directory\"\n[workload.web]\ninstaller = \"directory\"\n";
@@ -94,6 +94,23 @@ fn a_release_of_one_target_is_refused_by_another_and_leaves_it_as_it_is() {
     let reports = world.reports_until(|report| report["state"] == "failed");
     assert_eq!(reports.last().map(String::as_str), Some("fw-1 failed wrong_target"));
     assert_eq!(world.blobs.control().counters().requests, 0);
+}
+
+#[test]
+fn a_release_for_certain_types_of_devices_is_taken_by_these_alone() {
+    let world = World::new(None, &[]);
+    let release = world.sign(None, "fw-2", 2, &content(2), content(2));
+    world.desire(&json!({"firmware": world.sign_for(&["rpi3", "rpi4"], &release)}));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let reports = world.reports_until(|report| report["state"] == "failed");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-1 failed incompatible"));
+
+    let typed = format!("device_type = \"rpi4\"\n{}", fs::read_to_string(world.config()).expect("text"));
+    fs::write(world.config(), typed).expect("written");
+    let release = world.sign(None, "fw-3", 3, &content(3), content(3));
+    world.desire(&json!({"firmware": world.sign_for(&["rpi3", "rpi4"], &release)}));
+    assert!(world.run_once().success(), "{}", world.log());
+    world.reports_until(runs("fw-3"));
 }
 
 #[test]

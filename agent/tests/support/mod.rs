@@ -236,6 +236,14 @@ impl World {
         unsigned.sign(&[("k1", &self.key)]).into()
     }
 
+    /// A signed reference as it would be if it were for these types of devices alone.
+    pub(crate) fn sign_for(&self, types: &[&str], reference: &Value) -> Value {
+        let reference = reference.as_object().expect("a reference");
+        let mut unsigned = Unsigned::read(reference).expect("well-formed");
+        unsigned.compatible = types.to_vec();
+        unsigned.sign(&[("k1", &self.key)]).into()
+    }
+
     /// Changes the device's desired properties.
     pub(crate) fn desire(&self, patch: &Value) {
         let desired = Some(patch.to_string().into_bytes());
