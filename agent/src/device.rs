@@ -74,6 +74,9 @@ struct Device<'a> {
     /// The hub has accepted the connection.
     connected: bool,
     subscribed: bool,
+    /// Something has come by way of the subscriptions in this life: they are in force. A life before may have ended
+    /// between CONNECT and SUBSCRIBE, and then the session that the hub remembers is deaf.
+    heard: bool,
     outbox: Outbox,
     effects: Vec<Effect>,
     /// A direct method asked for it.
@@ -169,6 +172,7 @@ impl<'a> Device<'a> {
             link: None,
             connected: false,
             subscribed: false,
+            heard: false,
             outbox: Outbox::default(),
             effects: Vec::new(),
             reboot: false,
@@ -360,7 +364,7 @@ impl<'a> Device<'a> {
         // What was on its way on a connection that this one takes the place of stays unanswered.
         self.outbox.forget();
         self.units.iter_mut().for_each(|unit| unit.reporting = false);
-        self.tell_all(Event::Connected { session_present });
+        self.tell_all(Event::Connected { session_present: session_present && self.heard });
     }
 
     fn disconnected(&mut self) {

@@ -24,7 +24,10 @@ impl Device<'_> {
                 self.host.counters.lost();
                 self.disconnected();
             }
-            Arrival::Message(message) => self.message(&message),
+            Arrival::Message(message) => {
+                self.heard = true;
+                self.message(&message);
+            }
         }
     }
 
