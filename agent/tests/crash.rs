@@ -372,8 +372,10 @@ fn play(story: &Story) -> BTreeMap<String, usize> {
         for _ in 0..4 {
             scope.spawn(|| {
                 let yard = Yard::new();
-                while let Some(deaths) = deaths.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let name = format!("dead-at-{deaths:?}").replace(['[', ']', ' '], "").replace(',', "-");
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(deaths) = deaths.get(number) else { break };
+                    let name = format!("round-{number}");
                     if let Some(point) = round(&yard, story, &name, deaths) {
                         *seen.lock().expect("no panic under it").entry(point).or_insert(0) += 1;
                     }
