@@ -101,7 +101,8 @@ pub(crate) async fn live(
 ) -> Result<Ended, StateError> {
     let _lock = lock(&config.state)?;
     // One for all lives: what a download has cost is told after it was dropped.
-    let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state, access.tls_pool());
+    let counters = host.counters.clone();
+    let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state, access.tls_pool(), counters);
     let mut stop = std::pin::pin!(stop);
     let mut guard = Guard::new(config.watchdog.as_ref());
     let ended = loop {

@@ -105,7 +105,7 @@ impl Counters {
         self.counts().requests += 1;
     }
 
-    /// Bytes of a payload came.
+    /// So many bytes came from a payload's store, all that is on the line counted.
     pub(crate) fn received(&self, bytes: u64) {
         self.counts().bytes += bytes;
     }
@@ -151,7 +151,12 @@ impl Counters {
         );
         page.single("reports_total", "counter", "Reports to the twin.", counts.reports);
         page.single("download_requests_total", "counter", "Requests to stores of payloads.", counts.requests);
-        page.single("download_bytes_total", "counter", "Bytes of payloads that came.", counts.bytes);
+        page.single(
+            "download_bytes_total",
+            "counter",
+            "Bytes that came for payloads, all that is on the line counted.",
+            counts.bytes,
+        );
         if let Some(allowance) = counts.allowance {
             page.single(
                 "download_allowance_bytes",

@@ -1,5 +1,6 @@
 //! One try of a download: from the request to the last byte on disk.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::pin::pin;
@@ -24,6 +25,7 @@ use super::progress::{Origin, Subject, short};
 use super::sink::{Pipe, Sink};
 use super::{Fetcher, Payload, hash, link, storage, unix_now};
 use crate::install::Place;
+use crate::metrics::Counters;
 use crate::units::Span;
 
 /// So many redirections are followed.
@@ -85,7 +87,8 @@ impl Job {
                 return Event::FetchFailed { error, durable };
             }
         };
-        let bill = Bill::new(Account::new(self.fetcher.ledger.clone(), &self.release));
+        let account = Account::new(self.fetcher.ledger.clone(), &self.release);
+        let bill = Bill::new(account, self.fetcher.counters.clone());
         let ended = {
             let most = self.fetcher.download.total_timeout.map_or(Duration::MAX, Span::duration);
             tokio::select! {
@@ -96,6 +99,7 @@ impl Job {
             }
         };
         bill.settle().await;
+        self.fetcher.tell_allowance();
         // What came before it broke off counts, if it can be kept.
         let (durable, kept) = pipe.finish().await;
         let Stop { error, why } = match (ended, kept) {
@@ -281,11 +285,20 @@ fn causes(error: &dyn Error) -> String {
 struct Bill {
     account: Account,
     meter: Arc<Meter>,
+    counters: Counters,
+    /// What the counters know of.
+    counted: Cell<u64>,
 }
 
 impl Bill {
-    fn new(account: Account) -> Self {
-        Self { account, meter: Arc::default() }
+    fn new(account: Account, counters: Counters) -> Self {
+        Self { account, meter: Arc::default(), counters, counted: Cell::new(0) }
+    }
+
+    /// Tells the counters what has come since they were told last.
+    fn count(&self) {
+        let used = self.meter.total();
+        self.counters.received(used - self.counted.replace(used));
     }
 
     fn runs_low(&self, expected: u64) -> bool {
@@ -295,10 +308,14 @@ impl Bill {
     async fn reserve(&self, expected: u64, requests: u64) -> Result<(), Stop> {
         let (account, used) = (self.account.clone(), self.meter.total());
         let reserved = spawn_blocking(move || account.reserve(used, expected, requests, unix_now()));
-        Ok(reserved.await.map_err(io::Error::other)??)
+        reserved.await.map_err(io::Error::other)??;
+        self.count();
+        (0..requests).for_each(|_| self.counters.requested());
+        Ok(())
     }
 
     async fn settle(&self) {
+        self.count();
         let (account, used) = (self.account.clone(), self.meter.total());
         let settled = spawn_blocking(move || account.settle(used, unix_now())).await;
         if let Err(error) = settled {
@@ -310,6 +327,7 @@ impl Bill {
 impl Drop for Bill {
     /// A download that nobody waits for any more is settled all the same.
     fn drop(&mut self) {
+        self.count();
         let used = self.meter.total();
         if !self.account.is_settled(used)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()

@@ -38,6 +38,7 @@ pub(crate) use link::LinkError;
 use crate::files::storage_error;
 use crate::install::{Later, Place};
 use crate::link::TlsPool;
+use crate::metrics::Counters;
 use connect::Proxies;
 use progress::{Progress, Subject};
 use rate::Limiter;
@@ -55,18 +56,34 @@ pub(crate) struct Fetcher {
     proxies: Arc<Proxies>,
     limiter: Option<Arc<Limiter>>,
     ledger: Arc<Ledger>,
+    counters: Counters,
 }
 
 impl Fetcher {
     /// The ledger is kept in the directory `state`.
-    pub(crate) fn new(download: &Download, limits: &LedgerLimits, state: &Path, tls: &TlsPool) -> Rc<Self> {
-        Rc::new(Self {
+    pub(crate) fn new(
+        download: &Download,
+        limits: &LedgerLimits,
+        state: &Path,
+        tls: &TlsPool,
+        counters: Counters,
+    ) -> Rc<Self> {
+        let fetcher = Rc::new(Self {
             download: download.clone(),
             tls: tls.clone(),
             proxies: Arc::new(Proxies::new(download)),
             limiter: download.rate.map(|rate| Arc::new(Limiter::new(rate.0))),
             ledger: Arc::new(Ledger::open(state.join(LEDGER), limits.clone())),
-        })
+            counters,
+        });
+        fetcher.tell_allowance();
+        fetcher
+    }
+
+    /// Tells the counters what may still be downloaded, if that is limited.
+    fn tell_allowance(&self) {
+        let left = self.ledger.allowance(unix_now());
+        self.counters.allowance((left < u64::MAX).then_some(left));
     }
 
     /// Checks the link of a grant.

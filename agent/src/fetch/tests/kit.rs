@@ -18,6 +18,7 @@ use crate::fetch::pair::hex;
 use crate::fetch::{Download, Fetcher, LedgerLimits, Payload};
 use crate::install::Place;
 use crate::link::TlsPool;
+use crate::metrics::Counters;
 
 pub(super) use crate::real::have;
 
@@ -44,7 +45,7 @@ impl Device {
     pub(super) fn fetcher(&self, download: &str, limits: &str) -> Rc<Fetcher> {
         let download: Download = toml::from_str(download).expect("a well-formed section");
         let limits: LedgerLimits = toml::from_str(limits).expect("a well-formed section");
-        Fetcher::new(&download, &limits, self.dir.path(), &TlsPool::default())
+        Fetcher::new(&download, &limits, self.dir.path(), &TlsPool::default(), Counters::default())
     }
 
     /// One try, from what is durable on.
