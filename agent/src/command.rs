@@ -4,8 +4,6 @@
 //! A program that is given up (its time is over, or nobody waits for it any more) goes with everything that it
 //! started. One that ends may leave something running behind it, which then has to see to its own output.
 
-#![allow(dead_code, reason = "the installers come with the next commits")]
-
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;

@@ -1,7 +1,5 @@
 //! Whether something that was just started works: asked again and again until it does, or its time is over.
 
-#![allow(dead_code, reason = "the installers come with the next commits")]
-
 use std::ffi::OsString;
 use std::time::Duration;
 

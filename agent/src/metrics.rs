@@ -2,8 +2,6 @@
 //!
 //! Written by hand: what there is to say takes less room than a library that says it.
 
-#![allow(dead_code, unused_imports, reason = "the device takes it up with the next commits")]
-
 mod page;
 
 use std::collections::BTreeMap;

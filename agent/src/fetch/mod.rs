@@ -144,10 +144,7 @@ impl Payload {
         self.progress().durable(&Subject::new(release, place), &place.path)
     }
 
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "the status of a running agent comes with the next commits")
-    )]
+    #[cfg(test)]
     /// How far the download under way is, or the last one was; for whoever watches.
     pub(crate) fn position(&self) -> u64 {
         self.position.get()
