@@ -51,7 +51,7 @@ enum CliError {
 impl CliError {
     const fn exit_code(&self) -> u8 {
         match self {
-            Self::Scenario(_) | Self::Contradiction(_) => USAGE,
+            Self::Scenario(_) | Self::Contradiction(_) | Self::Release(ShelfError::Wrong(_)) => USAGE,
             Self::Engine(error) => error.exit_code(),
             Self::Output(_)
             | Self::Signals(_)
