@@ -1,39 +1,39 @@
 //! A device: one connection to the hub, and the units that share it. The machines of the units ask and report as if
 //! each were alone; what they say in one turn goes out together, and what comes is given to those that it is for.
 
+mod effects;
 mod host;
 mod inbox;
 mod lead;
 mod methods;
 mod outbox;
+mod wait;
 mod zone;
 
 use std::fs::{File, TryLockError};
-use std::future::{Future, pending, poll_fn};
+use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fleetwave_agent_core::grant;
 use fleetwave_agent_core::twin::Progress;
-use fleetwave_agent_core::{Effect, Event, ReleaseId, State, twin};
+use fleetwave_agent_core::{Effect, State};
 use fleetwave_protocol::{Instant, Now, WallTime, rng};
 
 pub(crate) use self::host::Host;
 use self::lead::Lead;
 pub use self::methods::Reboot;
 use self::methods::Reply;
-use self::outbox::{Asked, Outbox, Who};
+use self::outbox::Outbox;
+use self::wait::{at, next_arrival, next_reply, next_step, next_zone};
 use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::install::{Activated, Later};
 use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
-use crate::unit::{Parked, Step, Unit};
-use crate::watch::Seen;
+use crate::unit::{Step, Unit};
 use crate::watchdog::Guard;
 use crate::{Ended, StateError};
 
@@ -247,141 +247,6 @@ impl<'a> Device<'a> {
         }
     }
 
-    /// Lets every machine take what has come, and carries out what they ask for.
-    fn turn(&mut self) {
-        let mut effects = std::mem::take(&mut self.effects);
-        loop {
-            let mut quiet = true;
-            let now = self.now();
-            while self.lead.turn(now, &mut effects) {
-                quiet = false;
-                effects.drain(..).for_each(|effect| self.lead_performs(effect));
-            }
-            for index in 0..self.units.len() {
-                while self.units[index].turn(now, &mut effects) {
-                    quiet = false;
-                    for effect in effects.drain(..) {
-                        if let Some(effect) = self.units[index].perform(effect) {
-                            self.perform(index, effect);
-                        }
-                    }
-                }
-            }
-            self.let_on();
-            if quiet {
-                break;
-            }
-        }
-        self.effects = effects;
-        self.host.watch_wanted(&self.units);
-        match &mut self.link {
-            Some(link) if self.connected => self.outbox.flush(link, &self.host.counters),
-            _ => self.outbox.clear(),
-        }
-    }
-
-    /// Lets units go on with what only one of them may do at a time: a download, and running what is not committed.
-    fn let_on(&mut self) {
-        let fetches = |unit: &Unit| matches!(unit.parked, Some(Parked::Fetch { .. }));
-        if !self.units.iter().any(Unit::is_fetching)
-            && let Some(unit) = self.units.iter_mut().find(|unit| fetches(unit))
-        {
-            unit.unpark();
-        }
-        if !self.units.iter().any(Unit::on_trial)
-            && let Some(unit) = self.units.iter_mut().find(|unit| unit.parked == Some(Parked::Activate))
-        {
-            unit.unpark();
-        }
-    }
-
-    /// The connection is led by a machine of the device's own: no unit's life or death changes it.
-    fn lead_performs(&mut self, effect: Effect) {
-        match effect {
-            Effect::Connect => {
-                self.host.watched(Seen::Connecting);
-                self.link = Some(Link::open(self.access));
-            }
-            Effect::Disconnect => self.disconnected(),
-            Effect::Subscribe => self.subscribe(),
-            Effect::GetTwin { rid } => self.outbox.get_twin(Asked { who: Who::Lead, rid }),
-            _ => {}
-        }
-    }
-
-    fn perform(&mut self, index: usize, effect: Effect) {
-        let unit = &mut self.units[index];
-        let asked = |rid| Asked { who: Who::Unit { index, life: unit.life }, rid };
-        match effect {
-            // To a unit that begins its life later than the connection; the others hear of it when it comes.
-            Effect::Connect if self.connected => unit.hear(Event::Connected { session_present: true }),
-            Effect::Subscribe => self.subscribe(),
-            Effect::GetTwin { rid } => self.outbox.get_twin(asked(rid)),
-            Effect::Report { rid, status } => {
-                let asked = asked(rid);
-                unit.reporting = true;
-                let section = unit.target.as_str();
-                let report = twin::write_section(&status, unit.plan.as_ref(), section, &unit.releases);
-                tracing::info!(report = %serde_json::Value::Object(report.clone()), "reports");
-                self.outbox.report(asked, report);
-            }
-            Effect::RequestGrant { release } => self.request_grant(index, release),
-            Effect::AnswerGrant { accepted } => {
-                let method = unit.take_offer(accepted);
-                if accepted {
-                    self.host.watched(Seen::Granted);
-                }
-                if let Some(rid) = method {
-                    self.outbox.answer(rid, if accepted { 200 } else { 409 }, b"null".to_vec());
-                }
-            }
-            Effect::AnswerAbort { taken } => self.cancelled(index, taken),
-            _ => {}
-        }
-    }
-
-    fn subscribe(&mut self) {
-        if !self.subscribed {
-            self.subscribed = true;
-            self.outbox.subscribe();
-        }
-    }
-
-    fn request_grant(&mut self, index: usize, release: ReleaseId) {
-        self.host.watched(Seen::Asked);
-        let unit = &self.units[index];
-        let release = &unit.releases[release];
-        let target = (unit.target != Target::firmware()).then(|| unit.target.to_string());
-        let request = grant::Request { id: release.id.to_string(), seq: release.sequence, target };
-        let body = serde_json::to_vec(&request).expect("a request is JSON");
-        self.outbox.telemetry(grant::PROPERTIES, body);
-    }
-
-    fn connected(&mut self, session_present: bool) {
-        self.host.counters.connected();
-        self.connected = true;
-        self.host.watched(Seen::Connected);
-        self.subscribed = false;
-        // What was on its way on a connection that this one takes the place of stays unanswered.
-        self.outbox.forget();
-        self.units.iter_mut().for_each(|unit| unit.reporting = false);
-        self.tell_all(Event::Connected { session_present: session_present && self.heard });
-    }
-
-    fn disconnected(&mut self) {
-        self.connected = false;
-        self.host.watched(Seen::Lost);
-        self.link = None;
-        self.outbox.forget();
-        self.units.iter_mut().for_each(|unit| unit.reporting = false);
-        self.tell_all(Event::Disconnected);
-    }
-
-    fn tell_all(&mut self, event: Event) {
-        self.lead.hear(event);
-        self.units.iter_mut().for_each(|unit| unit.hear(event));
-    }
-
     /// How things stand, if the hub knows it and wants nothing more of any unit.
     fn settled(&self) -> Option<Ended> {
         let mut running = Vec::new();
@@ -434,53 +299,6 @@ impl<'a> Device<'a> {
     fn now(&self) -> Now {
         let wall = WallTime::from_unix_millis(u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX));
         Now { at: Instant::ZERO + self.origin.elapsed(), wall }
-    }
-}
-
-async fn next_arrival(link: &mut Option<Link>) -> Arrival {
-    match link {
-        Some(link) => link.next().await,
-        None => pending().await,
-    }
-}
-
-/// A few units share one task: each is asked when any of them is woken.
-async fn next_step(units: &mut [Unit]) -> (usize, Step) {
-    poll_fn(|cx| {
-        for (index, unit) in units.iter_mut().enumerate() {
-            if let Poll::Ready(step) = unit.poll(cx) {
-                return Poll::Ready((index, step));
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-async fn next_reply(chores: &mut Vec<Later<Reply>>) -> Reply {
-    poll_fn(|cx| {
-        for at in 0..chores.len() {
-            if let Poll::Ready(reply) = chores[at].as_mut().poll(cx) {
-                drop(chores.swap_remove(at));
-                return Poll::Ready(reply);
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-async fn next_zone(zone: &mut Option<Later<i32>>) -> i32 {
-    match zone {
-        Some(zone) => zone.await,
-        None => pending().await,
-    }
-}
-
-async fn at(origin: tokio::time::Instant, wake: Option<Instant>) {
-    match wake {
-        Some(wake) => tokio::time::sleep_until(origin + Duration::from_micros(wake.as_micros())).await,
-        None => pending().await,
     }
 }
 

@@ -1,0 +1,147 @@
+//! What the machines ask for, and what becomes of it: some is for the unit itself, the rest is for the device.
+
+use fleetwave_agent_core::{Effect, Event, ReleaseId, grant, twin};
+
+use super::Device;
+use super::outbox::{Asked, Who};
+use crate::link::Link;
+use crate::target::Target;
+use crate::unit::{Parked, Unit};
+use crate::watch::Seen;
+
+impl Device<'_> {
+    /// Lets every machine take what has come, and carries out what they ask for.
+    pub(super) fn turn(&mut self) {
+        let mut effects = std::mem::take(&mut self.effects);
+        loop {
+            let mut quiet = true;
+            let now = self.now();
+            while self.lead.turn(now, &mut effects) {
+                quiet = false;
+                effects.drain(..).for_each(|effect| self.lead_performs(effect));
+            }
+            for index in 0..self.units.len() {
+                while self.units[index].turn(now, &mut effects) {
+                    quiet = false;
+                    for effect in effects.drain(..) {
+                        if let Some(effect) = self.units[index].perform(effect) {
+                            self.perform(index, effect);
+                        }
+                    }
+                }
+            }
+            self.let_on();
+            if quiet {
+                break;
+            }
+        }
+        self.effects = effects;
+        self.host.watch_wanted(&self.units);
+        match &mut self.link {
+            Some(link) if self.connected => self.outbox.flush(link, &self.host.counters),
+            _ => self.outbox.clear(),
+        }
+    }
+
+    /// Lets units go on with what only one of them may do at a time: a download, and running what is not committed.
+    fn let_on(&mut self) {
+        let fetches = |unit: &Unit| matches!(unit.parked, Some(Parked::Fetch { .. }));
+        if !self.units.iter().any(Unit::is_fetching)
+            && let Some(unit) = self.units.iter_mut().find(|unit| fetches(unit))
+        {
+            unit.unpark();
+        }
+        if !self.units.iter().any(Unit::on_trial)
+            && let Some(unit) = self.units.iter_mut().find(|unit| unit.parked == Some(Parked::Activate))
+        {
+            unit.unpark();
+        }
+    }
+
+    /// The connection is led by a machine of the device's own: no unit's life or death changes it.
+    fn lead_performs(&mut self, effect: Effect) {
+        match effect {
+            Effect::Connect => {
+                self.host.watched(Seen::Connecting);
+                self.link = Some(Link::open(self.access));
+            }
+            Effect::Disconnect => self.disconnected(),
+            Effect::Subscribe => self.subscribe(),
+            Effect::GetTwin { rid } => self.outbox.get_twin(Asked { who: Who::Lead, rid }),
+            _ => {}
+        }
+    }
+
+    fn perform(&mut self, index: usize, effect: Effect) {
+        let unit = &mut self.units[index];
+        let asked = |rid| Asked { who: Who::Unit { index, life: unit.life }, rid };
+        match effect {
+            // To a unit that begins its life later than the connection; the others hear of it when it comes.
+            Effect::Connect if self.connected => unit.hear(Event::Connected { session_present: true }),
+            Effect::Subscribe => self.subscribe(),
+            Effect::GetTwin { rid } => self.outbox.get_twin(asked(rid)),
+            Effect::Report { rid, status } => {
+                let asked = asked(rid);
+                unit.reporting = true;
+                let section = unit.target.as_str();
+                let report = twin::write_section(&status, unit.plan.as_ref(), section, &unit.releases);
+                tracing::info!(report = %serde_json::Value::Object(report.clone()), "reports");
+                self.outbox.report(asked, report);
+            }
+            Effect::RequestGrant { release } => self.request_grant(index, release),
+            Effect::AnswerGrant { accepted } => {
+                let method = unit.take_offer(accepted);
+                if accepted {
+                    self.host.watched(Seen::Granted);
+                }
+                if let Some(rid) = method {
+                    self.outbox.answer(rid, if accepted { 200 } else { 409 }, b"null".to_vec());
+                }
+            }
+            Effect::AnswerAbort { taken } => self.cancelled(index, taken),
+            _ => {}
+        }
+    }
+
+    fn subscribe(&mut self) {
+        if !self.subscribed {
+            self.subscribed = true;
+            self.outbox.subscribe();
+        }
+    }
+
+    fn request_grant(&mut self, index: usize, release: ReleaseId) {
+        self.host.watched(Seen::Asked);
+        let unit = &self.units[index];
+        let release = &unit.releases[release];
+        let target = (unit.target != Target::firmware()).then(|| unit.target.to_string());
+        let request = grant::Request { id: release.id.to_string(), seq: release.sequence, target };
+        let body = serde_json::to_vec(&request).expect("a request is JSON");
+        self.outbox.telemetry(grant::PROPERTIES, body);
+    }
+
+    pub(super) fn connected(&mut self, session_present: bool) {
+        self.host.counters.connected();
+        self.connected = true;
+        self.host.watched(Seen::Connected);
+        self.subscribed = false;
+        // What was on its way on a connection that this one takes the place of stays unanswered.
+        self.outbox.forget();
+        self.units.iter_mut().for_each(|unit| unit.reporting = false);
+        self.tell_all(Event::Connected { session_present: session_present && self.heard });
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        self.connected = false;
+        self.host.watched(Seen::Lost);
+        self.link = None;
+        self.outbox.forget();
+        self.units.iter_mut().for_each(|unit| unit.reporting = false);
+        self.tell_all(Event::Disconnected);
+    }
+
+    fn tell_all(&mut self, event: Event) {
+        self.lead.hear(event);
+        self.units.iter_mut().for_each(|unit| unit.hear(event));
+    }
+}
