@@ -8,6 +8,8 @@
 //! * [`status`]: what is on disk, told to people.
 
 mod boot;
+#[cfg(feature = "delta")]
+pub mod chunks;
 mod command;
 mod config;
 mod crash;

@@ -1,9 +1,10 @@
 //! `fleetwave release`: keys, and releases that are signed with them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use ed25519_dalek::SigningKey;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::{CliError, output};
@@ -14,6 +15,7 @@ use crate::release::{self, Recipe, Shelf, SigningKeyFile};
 Examples:
   fleetwave release key release.pem
   fleetwave release create firmware.img --id fw-2 --seq 2 --key k1=release.pem --out releases
+  fleetwave release create firmware.img --id fw-3 --seq 3 --delta --key k1=release.pem --out releases
   fleetwave release create app.tar.zst --id app-7 --seq 7 --target components.app --key k1=release.pem --out releases
   fleetwave release sign releases/fw-2-2 --key k2=other.pem
   fleetwave hub --releases releases")]
@@ -72,6 +74,10 @@ struct Create {
     #[arg(long)]
     downgrade: bool,
 
+    /// Make a chunked archive, too: devices fetch from it what they lack of the payload
+    #[arg(long)]
+    delta: bool,
+
     /// A key, and the name under which devices trust it; may be given more than once
     #[arg(long, value_name = "NAME=FILE", required = true)]
     key: Vec<SigningKeyFile>,
@@ -91,14 +97,26 @@ pub(super) fn run(arguments: &Release) -> Result<u8, CliError> {
                 target: Some(create.target.clone()).filter(|target| target != "firmware"),
                 compatible: create.compatible.clone(),
                 downgrade: create.downgrade,
+                delta: create.delta,
             };
-            let made = Shelf::new(&create.out).create(&create.payload, &recipe, &load(&create.key)?)?;
+            let bar = if create.delta { bar(&create.payload) } else { ProgressBar::hidden() };
+            let keys = load(&create.key)?;
+            let made =
+                Shelf::new(&create.out).create(&create.payload, &recipe, &keys, |bytes| bar.inc(bytes))?;
+            bar.finish_and_clear();
             output::print(&format!("{}\n", made.dir.display()))?;
         }
         Command::Sign { release, key } => print(&release::endorse(release, &load(key)?)?)?,
         Command::Show { release } => print(&release::read_reference(release)?)?,
     }
     Ok(0)
+}
+
+/// How far an archive is; nothing is drawn where nobody looks.
+fn bar(payload: &Path) -> ProgressBar {
+    let size = payload.metadata().map_or(0, |payload| payload.len());
+    let style = ProgressStyle::with_template("{bytes}/{total_bytes} in the archive, {eta} left");
+    ProgressBar::new(size).with_style(style.expect("a template of its own"))
 }
 
 fn load(keys: &[SigningKeyFile]) -> Result<Vec<(String, SigningKey)>, CliError> {

@@ -1,8 +1,9 @@
 //! Releases as an operator handles them: keys, signed references, and directories in which they lie ready.
 //!
-//! A release is a directory of two files, `release.json` (the reference that goes into twins) and `payload`. A *shelf*
-//! is a directory of releases. The same directory on a USB stick is what `fleetwave-agent install` takes.
+//! A release is a directory of two files, `release.json` (the reference that goes into twins) and `payload`, or of three,
+//! with the payload's chunked `archive`. A *shelf* is a directory of releases. The same directory on a USB stick is what `fleetwave-agent install` takes.
 
+mod archive;
 mod key;
 mod shelf;
 

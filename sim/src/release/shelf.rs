@@ -5,9 +5,11 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::SigningKey;
-use fleetwave_agent_core::{FIRMWARE, Unsigned};
+use fleetwave_agent_core::{Archive, FIRMWARE, Unsigned};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+
+use super::archive;
 
 /// The reference's file.
 const REFERENCE: &str = "release.json";
@@ -34,11 +36,11 @@ pub(crate) enum ShelfError {
 }
 
 impl ShelfError {
-    fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         |source| Self::Read { path: path.to_owned(), source }
     }
 
-    fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
         |source| Self::Write { path: path.to_owned(), source }
     }
 }
@@ -51,6 +53,8 @@ pub(crate) struct Recipe {
     pub(crate) target: Option<String>,
     pub(crate) compatible: Vec<String>,
     pub(crate) downgrade: bool,
+    /// Whether devices that have much of the payload already may fetch the rest alone.
+    pub(crate) delta: bool,
 }
 
 /// A directory of releases.
@@ -108,12 +112,14 @@ impl Shelf {
         Ok(None)
     }
 
-    /// Makes a release of a payload: it is there whole, or not at all.
+    /// Makes a release of a payload: it is there whole, or not at all. For one with an archive, which takes a while,
+    /// `done` is told how many bytes of the payload are in it.
     pub(crate) fn create(
         &self,
         payload: &Path,
         recipe: &Recipe,
         keys: &[(String, SigningKey)],
+        done: impl FnMut(u64),
     ) -> Result<Release, ShelfError> {
         recipe.check()?;
         fs::create_dir_all(&self.0).map_err(ShelfError::write(&self.0))?;
@@ -131,7 +137,7 @@ impl Shelf {
         // Named by a dot: a shelf that is read now passes it over.
         let partial = self.0.join(format!(".{}.partial", std::process::id()));
         fs::create_dir(&partial).map_err(ShelfError::write(&partial))?;
-        let made = fill(&partial, payload, recipe, keys).and_then(|reference| {
+        let made = fill(&partial, payload, recipe, keys, done).and_then(|reference| {
             fs::rename(&partial, &dir).map_err(ShelfError::write(&dir))?;
             Ok(Release { dir, reference })
         });
@@ -142,18 +148,21 @@ impl Shelf {
     }
 }
 
-/// Puts the two files into a directory.
+/// Puts the files into a directory.
 fn fill(
     dir: &Path,
     payload: &Path,
     recipe: &Recipe,
     keys: &[(String, SigningKey)],
+    done: impl FnMut(u64),
 ) -> Result<Map<String, Value>, ShelfError> {
     let (size, digest) = copy(payload, &dir.join(PAYLOAD))?;
     if size == 0 {
         return Err(ShelfError::Wrong(format!("{} is empty", payload.display())));
     }
-    let reference = recipe.sign(size, digest, keys);
+    let archive =
+        if recipe.delta { Some(archive::pack(&dir.join(PAYLOAD), &dir.join(ARCHIVE), done)?) } else { None };
+    let reference = recipe.sign(size, digest, archive, keys);
     write_reference(dir, &reference)?;
     Ok(reference)
 }
@@ -204,11 +213,18 @@ pub(crate) fn target_of(reference: &Map<String, Value>) -> String {
 }
 
 impl Recipe {
-    fn sign(&self, size: u64, digest: [u8; 32], keys: &[(String, SigningKey)]) -> Map<String, Value> {
+    fn sign(
+        &self,
+        size: u64,
+        digest: [u8; 32],
+        delta: Option<Archive>,
+        keys: &[(String, SigningKey)],
+    ) -> Map<String, Value> {
         let unsigned = Unsigned {
             downgrade: self.downgrade,
             target: self.target.as_deref(),
             compatible: self.compatible.iter().map(String::as_str).collect(),
+            delta,
             ..Unsigned::new(&self.id, self.seq, size, digest)
         };
         unsigned.sign(&borrowed(keys))
@@ -228,7 +244,7 @@ impl Recipe {
             )));
         }
         // The payload plays no part in it.
-        if Unsigned::read(&self.sign(1, [0; 32], &[])).is_none() {
+        if Unsigned::read(&self.sign(1, [0; 32], None, &[])).is_none() {
             return Err(ShelfError::Wrong(
                 "--id and --compatible: 1 to 128 characters, without line feeds".to_owned(),
             ));
@@ -272,6 +288,7 @@ mod tests {
             target: Some("components.app".to_owned()),
             compatible: vec!["rpi4".to_owned()],
             downgrade: false,
+            delta: false,
         }
     }
 
@@ -286,7 +303,7 @@ mod tests {
         fs::write(&payload, b"an archive").expect("written");
         let shelf = Shelf::new(dir.path().join("shelf"));
         let keys = keys();
-        let made = shelf.create(&payload, &recipe(), &keys[..1]).expect("made");
+        let made = shelf.create(&payload, &recipe(), &keys[..1], |_| {}).expect("made");
         assert_eq!(fs::read(made.payload()).expect("read"), b"an archive");
 
         let trust = keys.iter().map(|(name, key)| (name.clone(), key.verifying_key())).collect();
@@ -302,11 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn the_archive_of_a_release_is_signed_with_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let payload = dir.path().join("app.tar");
+        fs::write(&payload, [b'x'; 100_000]).expect("written");
+        let shelf = Shelf::new(dir.path().join("shelf"));
+        let made =
+            shelf.create(&payload, &Recipe { delta: true, ..recipe() }, &keys(), |_| {}).expect("made");
+        let said = Unsigned::read(&made.reference).expect("well-formed").delta.expect("an archive");
+        let archive = fs::read(made.archive()).expect("read");
+        assert_eq!(archive.len() as u64, said.size);
+        let header = &archive[..said.header_size as usize];
+        assert_eq!(said.header_digest, <[u8; 32]>::from(Sha256::digest(header)));
+        assert!(header.len() < archive.len());
+        let found = |reference| Unsigned::read(reference).expect("well-formed").delta;
+        assert_eq!(found(&endorse(&made.dir, &keys()[1..]).expect("signed")), Some(said));
+    }
+
+    #[test]
     fn a_release_is_never_made_twice_and_what_fails_leaves_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let (payload, shelf) = (dir.path().join("payload"), dir.path().join("shelf"));
         fs::write(&payload, b"").expect("written");
-        let made = |recipe: &Recipe| Shelf::new(&shelf).create(&payload, recipe, &keys());
+        let made = |recipe: &Recipe| Shelf::new(&shelf).create(&payload, recipe, &keys(), |_| {});
         assert!(matches!(made(&recipe()), Err(ShelfError::Wrong(_))), "an empty payload");
         for wrong in [
             Recipe { target: Some("components.".to_owned()), ..recipe() },
