@@ -30,6 +30,7 @@ use crate::link::{Access, Hub, Provisioning, TlsPool};
 use crate::locks::Locks;
 use crate::logs::Log;
 use crate::metrics::Metrics;
+use crate::telemetry::Telemetry;
 use crate::watchdog::WatchdogConfig;
 
 /// Why a configuration cannot be used.
@@ -95,6 +96,9 @@ pub struct Config {
     /// Who may hold an update up.
     #[serde(default)]
     pub locks: Locks,
+    /// What is told beside the twin.
+    #[serde(default)]
+    pub telemetry: Telemetry,
     /// The page for Prometheus.
     #[serde(default)]
     pub metrics: Metrics,

@@ -27,12 +27,13 @@ use self::lead::Lead;
 pub use self::methods::Reboot;
 use self::methods::Reply;
 use self::outbox::Outbox;
-use self::wait::{at, next_arrival, next_reply, next_step, next_zone};
+use self::wait::{at, next_arrival, next_reply, next_step, next_zone, until};
 use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::install::{Activated, Later};
 use crate::link::{Access, Arrival, Link};
 use crate::target::Target;
+use crate::telemetry::News;
 use crate::unit::{Step, Unit};
 use crate::watchdog::Guard;
 use crate::{Ended, StateError};
@@ -60,6 +61,7 @@ enum Happened {
     Time,
     Watchdog,
     Beat,
+    Heartbeat,
 }
 
 struct Device<'a> {
@@ -102,6 +104,7 @@ pub(crate) async fn live(
     let _lock = lock(&config.state)?;
     // One for all lives: what a download has cost is told after it was dropped.
     let counters = host.counters.clone();
+    host.news = Some(News::new(config.telemetry, seed(access.name()), tokio::time::Instant::now()));
     let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state, access.tls_pool(), counters);
     let mut stop = std::pin::pin!(stop);
     let mut guard = Guard::new(config.watchdog.as_ref());
@@ -213,6 +216,7 @@ impl<'a> Device<'a> {
                 offset = next_zone(&mut self.zone) => Happened::Zone(offset),
                 () = at(self.origin, wake) => Happened::Time,
                 () = guard.due() => Happened::Watchdog,
+                () = until(self.host.news.as_ref().and_then(News::due)) => Happened::Heartbeat,
                 () = self.host.beat() => Happened::Beat,
             };
             match happened {
@@ -238,6 +242,7 @@ impl<'a> Device<'a> {
                     self.units.iter_mut().for_each(|unit| unit.set_utc_offset(offset));
                 }
                 Happened::Beat => self.host.supervisor.alive(),
+                Happened::Heartbeat => self.heartbeat(),
                 Happened::Time => {
                     let now = self.now().at;
                     self.lead.ring(now);

@@ -29,6 +29,7 @@ mod notify;
 mod probation;
 mod status;
 mod target;
+mod telemetry;
 mod unit;
 mod units;
 mod watch;
@@ -59,8 +60,9 @@ pub use link::{Address, ConnectionString, Hub, ProfileName, Provisioning, Secret
 pub use locks::{AtDeadline, LocalUrl, Locks};
 pub use logs::{Filter, Log, Recent, start as start_log};
 pub use metrics::{Loopback, Metrics};
-pub use status::status;
+pub use status::{status, status_json};
 pub use target::Target;
+pub use telemetry::{Pace, Telemetry};
 pub use units::{Bytes, Rate, Span};
 pub use watch::{Seen, Watch};
 

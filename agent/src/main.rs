@@ -46,6 +46,9 @@ enum Command {
         /// The configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Print the version
     Version,
@@ -93,9 +96,14 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
             println!("{}: fine", file.display());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Status { config } => {
+        Command::Status { config, json } => {
             let config = load(&config)?;
-            print!("{}", fleetwave_agent::status(&config).map_err(|error| (FAILURE, error.into()))?);
+            let said = if json {
+                fleetwave_agent::status_json(&config).map(|status| format!("{status}\n"))
+            } else {
+                fleetwave_agent::status(&config)
+            };
+            print!("{}", said.map_err(|error| (FAILURE, error.into()))?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Version => {

@@ -54,12 +54,14 @@ struct Counts {
     requests: u64,
     bytes: u64,
     allowance: Option<u64>,
+    untold: u64,
     targets: BTreeMap<Box<str>, Target>,
 }
 
 #[derive(Debug, Default)]
 struct Target {
     state: &'static str,
+    cost: Option<u64>,
     outcomes: BTreeMap<&'static str, u64>,
     unhealthy: u64,
     journal_errors: u64,
@@ -113,6 +115,16 @@ impl Counters {
         self.counts().allowance = bytes;
     }
 
+    /// What the update of a target that is under way costs in all, once that is known.
+    pub(crate) fn planned(&self, target: &str, bytes: u64) {
+        self.target(target, |target| target.cost = Some(bytes));
+    }
+
+    /// An outcome was not told, for want of a connection.
+    pub(crate) fn untold(&self) {
+        self.counts().untold += 1;
+    }
+
     /// A target's machine entered a state.
     pub(crate) fn entered(&self, target: &str, state: &'static str) {
         self.target(target, |target| target.state = state);
@@ -120,7 +132,10 @@ impl Counters {
 
     /// An update of a target ended.
     pub(crate) fn ended(&self, target: &str, code: ResultCode) {
-        self.target(target, |target| *target.outcomes.entry(code.name()).or_default() += 1);
+        self.target(target, |target| {
+            target.cost = None;
+            *target.outcomes.entry(code.name()).or_default() += 1;
+        });
     }
 
     /// A release on trial failed a check.
@@ -162,6 +177,18 @@ impl Counters {
                 "What may still be downloaded in this window.",
                 allowance,
             );
+        }
+        page.single(
+            "telemetry_dropped_total",
+            "counter",
+            "Outcomes of updates that were not told, for want of a connection.",
+            counts.untold,
+        );
+        page.family("update_cost_bytes", "gauge", "What the update under way costs in all, as planned.");
+        for (name, target) in &counts.targets {
+            if let Some(cost) = target.cost {
+                page.sample("update_cost_bytes", &[("target", name)], cost);
+            }
         }
         page.family("target_state", "gauge", "The state that a target is in.");
         for (name, target) in &counts.targets {

@@ -1,80 +1,161 @@
-//! What is on disk, told to people. Reads only, also while an agent runs.
+//! What is on disk, told to people and to programs. Reads only, also while an agent runs.
 
 use std::fmt::Write as _;
 
-use fleetwave_agent_core::{Durable, Phase, Releases};
+use fleetwave_agent_core::{Durable, Pending, Phase, ReleaseId, Releases};
+use serde_json::{Map, Value, json};
 
 use crate::StateError;
 use crate::config::{Config, TargetConfig};
-use crate::fetch;
+use crate::fetch::{self, LedgerRead};
 use crate::install::Standing;
 use crate::journal::Replay;
+use crate::unit;
+use crate::units::Bytes;
 
 /// Some lines about each target and its last update.
 ///
 /// # Errors
 /// If the state directory cannot be read.
 pub fn status(config: &Config) -> Result<String, StateError> {
+    let costs = costs(config)?;
     let mut out = String::new();
+    let mut line = |label: &str, text: &str| {
+        writeln!(out, "{}", format!("{label:<11}{text}").trim_end()).expect("a String never fails to grow");
+    };
     for target in &config.targets {
         if config.targets.len() > 1 {
-            writeln!(out, "{}", target.target).expect("a String never fails to grow");
+            line(target.target.as_str(), "");
         }
-        out.push_str(&of_target(config, target)?);
+        match Found::read(config, target)? {
+            None => {
+                let dir = target.target.dir(&config.state);
+                line("committed", &format!("not known: no agent has run in {} yet", dir.display()));
+            }
+            Some(found) => found.describe(costs.as_ref(), &mut line),
+        }
     }
-    if let Some(costs) = fetch::costs(&config.state, &config.ledger).map_err(StateError::io(&config.state))? {
-        writeln!(out, "{:<11}{costs}", "downloads").expect("a String never fails to grow");
+    if let Some(costs) = costs {
+        line("downloads", &costs.to_string());
     }
     Ok(out)
 }
 
-fn of_target(config: &Config, target: &TargetConfig) -> Result<String, StateError> {
-    let dir = target.target.dir(&config.state);
-    let Some(standing) = Standing::read(&dir).map_err(StateError::io(&dir))? else {
-        return Ok(format!("no agent has run in {} yet\n", dir.display()));
-    };
-    let mut releases = Releases::new(config.trust.0.clone());
-    let replay = Replay::read(&dir, &mut releases).map_err(StateError::io(&dir))?;
-    let (committed, running) = (releases.intern(&standing.committed), releases.intern(&standing.running));
-    let mut durable = Durable::new(committed);
-    replay.records.iter().for_each(|record| durable.apply(*record));
-    let name = |release| format!("{} (seq {})", releases[release].id, releases[release].sequence);
-
-    let mut out = String::new();
-    let mut line = |label: &str, text: String| {
-        writeln!(out, "{label:<11}{text}").expect("a String never fails to grow");
-    };
-    line("committed", name(committed));
-    if running != committed && durable.pending.is_some() {
-        line("on trial", name(running));
+/// The same for programs: what the direct method `status` answers, as far as it can be known without a running agent.
+///
+/// # Errors
+/// If the state directory cannot be read.
+pub fn status_json(config: &Config) -> Result<Value, StateError> {
+    let costs = costs(config)?;
+    let mut targets = Map::new();
+    for target in &config.targets {
+        let found = Found::read(config, target)?;
+        let told = found.map_or(Value::Null, |found| found.told(costs.as_ref()));
+        targets.insert(target.target.to_string(), told);
     }
-    line(
-        "in flight",
-        match durable.pending {
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "targets": targets,
+        "downloads": costs.map(|costs| costs.told()),
+    }))
+}
+
+fn costs(config: &Config) -> Result<Option<LedgerRead>, StateError> {
+    fetch::costs(&config.state, &config.ledger).map_err(StateError::io(&config.state))
+}
+
+/// What lies in a target's directory.
+struct Found {
+    releases: Releases,
+    running: ReleaseId,
+    durable: Durable,
+    /// Of the payload of the update in flight.
+    stored: u64,
+    torn: u64,
+}
+
+impl Found {
+    /// `None` if no agent has run there yet.
+    fn read(config: &Config, target: &TargetConfig) -> Result<Option<Self>, StateError> {
+        let dir = target.target.dir(&config.state);
+        let Some(standing) = Standing::read(&dir).map_err(StateError::io(&dir))? else { return Ok(None) };
+        let mut releases = Releases::new(config.trust.0.clone());
+        let replay = Replay::read(&dir, &mut releases).map_err(StateError::io(&dir))?;
+        let (committed, running) = (releases.intern(&standing.committed), releases.intern(&standing.running));
+        let mut durable = Durable::new(committed);
+        replay.records.iter().for_each(|record| durable.apply(*record));
+        // What the installer said is newer than the journal's last record.
+        durable.committed = committed;
+        let stored = durable.pending.map_or(0, |pending| fetch::recorded(&dir, &releases[pending.release]));
+        Ok(Some(Self { releases, running, durable, stored, torn: replay.torn }))
+    }
+
+    fn name(&self, release: ReleaseId) -> String {
+        format!("{} (seq {})", self.releases[release].id, self.releases[release].sequence)
+    }
+
+    fn describe(&self, costs: Option<&LedgerRead>, line: &mut impl FnMut(&str, &str)) {
+        let Durable { committed, pending, last, .. } = self.durable;
+        line("committed", &self.name(committed));
+        if self.running != committed && pending.is_some() {
+            line("on trial", &self.name(self.running));
+        }
+        let in_flight = match pending {
             None => "nothing".to_owned(),
-            Some(pending) => {
-                let release = &releases[pending.release];
-                let how_far = match pending.phase {
+            Some(Pending { release, phase }) => {
+                let how_far = match phase {
                     Phase::Started { starts } => {
-                        let stored = fetch::recorded(&dir, release);
-                        format!("started {starts} times, {stored} of {} bytes", release.size)
+                        let (stored, size) = (self.stored, self.releases[release].size);
+                        let spent = costs.map(|costs| costs.spent(&self.releases[release]));
+                        let spent = spent.map(|spent| format!(", which took {}", Bytes(spent.bytes)));
+                        let spent = spent.unwrap_or_default();
+                        format!("started {starts} times, {stored} of {size} bytes{spent}")
                     }
                     Phase::Staged { boots } => format!("staged, booted {boots} times"),
                     Phase::Reverting(code) => format!("failed its trial: {}", code.name()),
                 };
-                format!("{}: {how_far}", name(pending.release))
+                format!("{}: {how_far}", self.name(release))
             }
-        },
-    );
-    line(
-        "last",
-        match durable.last {
-            None => "no update yet".to_owned(),
-            Some((release, code)) => format!("{}: {}", name(release), code.name()),
-        },
-    );
-    if replay.torn > 0 {
-        line("journal", format!("{} bytes at its end are torn; the next start cuts them off", replay.torn));
+        };
+        line("in flight", &in_flight);
+        let last = last.map(|(release, code)| format!("{}: {}", self.name(release), code.name()));
+        line("last", last.as_deref().unwrap_or("no update yet"));
+        if self.torn > 0 {
+            line(
+                "journal",
+                &format!("{} bytes at its end are torn; the next start cuts them off", self.torn),
+            );
+        }
     }
-    Ok(out)
+
+    fn told(&self, costs: Option<&LedgerRead>) -> Value {
+        let name = |release: ReleaseId| {
+            let release = &self.releases[release];
+            json!({"id": &*release.id, "seq": release.sequence})
+        };
+        let updating = self.durable.pending.map(|Pending { release, phase }| {
+            let mut updating = name(release);
+            updating["bytes"] = self.stored.into();
+            updating["size"] = self.releases[release].size.into();
+            updating["spent"] = costs.map(|costs| unit::cost(&costs.spent(&self.releases[release]))).into();
+            updating["phase"] = match phase {
+                Phase::Started { .. } => "started",
+                Phase::Staged { .. } => "staged",
+                Phase::Reverting(_) => "reverting",
+            }
+            .into();
+            updating
+        });
+        let last = self.durable.last.map(|(release, code)| {
+            let mut last = name(release);
+            last["code"] = code.name().into();
+            last
+        });
+        json!({
+            "running": name(self.running),
+            "committed": name(self.durable.committed),
+            "updating": updating,
+            "last": last,
+        })
+    }
 }

@@ -17,8 +17,10 @@ use fleetwave_agent_core::{
 };
 use fleetwave_protocol::{Instant, Now, rng};
 use hyper::Uri;
+use serde_json::Value;
 use tokio::time::sleep;
 
+pub(crate) use self::told::cost;
 use crate::config::{Config, TargetConfig};
 use crate::fetch::{Fetcher, Payload};
 use crate::install::{Activated, InstallError, Installer, Later, Site, Standing};
@@ -74,6 +76,8 @@ pub(crate) struct Unit {
     pub(crate) reporting: bool,
     /// The direct methods that wait to hear whether the update was called off.
     pub(crate) cancelling: Vec<String>,
+    /// Updates that have ended, not told yet.
+    pub(crate) outcomes: Vec<Value>,
     dir: PathBuf,
     policy: Policy,
     seed: u64,
@@ -129,6 +133,7 @@ impl Unit {
             plan: None,
             reporting: false,
             cancelling: Vec::new(),
+            outcomes: Vec::new(),
             fetcher: Rc::clone(fetcher),
             payload: Payload::open(&dir),
             dir,

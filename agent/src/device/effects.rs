@@ -2,10 +2,13 @@
 
 use fleetwave_agent_core::{Effect, Event, ReleaseId, grant, twin};
 
+use serde_json::{Value, json};
+
 use super::Device;
 use super::outbox::{Asked, Who};
 use crate::link::Link;
 use crate::target::Target;
+use crate::telemetry;
 use crate::unit::{Parked, Unit};
 use crate::watch::Seen;
 
@@ -37,9 +40,37 @@ impl Device<'_> {
         }
         self.effects = effects;
         self.host.watch_wanted(&self.units);
+        self.tell_news();
         match &mut self.link {
             Some(link) if self.connected => self.outbox.flush(link, &self.host.counters),
             _ => self.outbox.clear(),
+        }
+    }
+
+    /// Takes over what ended, and tells it if there is a connection.
+    fn tell_news(&mut self) {
+        let Some(news) = &mut self.host.news else { return };
+        for outcome in self.units.iter_mut().flat_map(|unit| unit.outcomes.drain(..)) {
+            news.ended(outcome, &self.host.counters);
+        }
+        if self.connected {
+            while let Some(outcome) = news.next() {
+                self.outbox.telemetry(telemetry::OUTCOME, outcome);
+            }
+        }
+    }
+
+    /// Says that the device is alive, if it is time for that and there is a connection.
+    pub(super) fn heartbeat(&mut self) {
+        let due = self.host.news.as_mut().is_some_and(|news| news.is_due(tokio::time::Instant::now()));
+        if due && self.connected {
+            let targets = self.units.iter().map(|unit| (unit.target.to_string(), unit.pulse()));
+            let pulse = json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "uptime_seconds": self.origin.elapsed().as_secs(),
+                "targets": Value::Object(targets.collect()),
+            });
+            self.outbox.telemetry(telemetry::HEARTBEAT, pulse.to_string().into_bytes());
         }
     }
 

@@ -10,6 +10,7 @@ use crate::logs::Recent;
 use crate::metrics::Counters;
 use crate::notify::Supervisor;
 use crate::target::Target;
+use crate::telemetry::News;
 use crate::unit::Unit;
 use crate::watch::{Seen, Watch};
 
@@ -18,6 +19,8 @@ use crate::watch::{Seen, Watch};
 pub(crate) struct Host {
     pub(crate) supervisor: Supervisor,
     pub(crate) counters: Counters,
+    /// What is told beside the twin; once the configuration is known.
+    pub(super) news: Option<News>,
     /// The end of the process's log.
     pub(crate) recent: Option<Recent>,
     /// Whoever runs many agents in one process, and measures them.

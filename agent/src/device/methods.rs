@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Device;
 use crate::command::{Command, Program};
+use crate::fetch::unix_now;
 use crate::unit::Unit;
 
 /// All that there are.
@@ -94,6 +95,7 @@ impl Device<'_> {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.origin.elapsed().as_secs(),
             "targets": Value::Object(targets),
+            "downloads": self.fetcher.ledger().told(unix_now()),
         })
     }
 

@@ -51,9 +51,13 @@ pub(super) async fn next_zone(zone: &mut Option<Later<i32>>) -> i32 {
     }
 }
 
-pub(super) async fn at(origin: tokio::time::Instant, wake: Option<Instant>) {
-    match wake {
-        Some(wake) => tokio::time::sleep_until(origin + Duration::from_micros(wake.as_micros())).await,
+pub(super) async fn until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
         None => pending().await,
     }
+}
+
+pub(super) async fn at(origin: tokio::time::Instant, wake: Option<Instant>) {
+    until(wake.map(|wake| origin + Duration::from_micros(wake.as_micros()))).await;
 }

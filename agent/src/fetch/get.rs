@@ -305,7 +305,7 @@ impl Bill {
         self.account.runs_low(self.meter.total(), expected)
     }
 
-    async fn reserve(&self, expected: u64, requests: u64) -> Result<(), Stop> {
+    async fn reserve(&self, expected: u64, requests: u32) -> Result<(), Stop> {
         let (account, used) = (self.account.clone(), self.meter.total());
         let reserved = spawn_blocking(move || account.reserve(used, expected, requests, unix_now()));
         reserved.await.map_err(io::Error::other)??;

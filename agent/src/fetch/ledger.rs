@@ -4,12 +4,14 @@
 //! back at the end of the try. A power cut leaves the ledger with too much, by one piece at the most, never with too
 //! little.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use fleetwave_agent_core::{FetchError, Release};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::pair::{self, Pair};
 use super::settings::LedgerLimits;
@@ -30,25 +32,36 @@ pub(crate) struct Counts {
     /// Since the state directory was made.
     pub(crate) total_bytes: u64,
     pub(crate) total_requests: u64,
-    updates: Vec<Update>,
+    updates: Vec<Spent>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Update {
+/// What one update has cost, in all its tries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spent {
+    /// Which one.
     release: String,
-    bytes: u64,
+    pub(crate) bytes: u64,
+    #[serde(default)]
+    pub(crate) requests: u32,
+    /// Tries that asked for something.
+    #[serde(default)]
+    pub(crate) tries: u32,
+    /// When the first one did, in seconds since 1970.
+    #[serde(default)]
+    pub(crate) since: u64,
 }
 
 impl Counts {
-    fn spent(&self, release: &str) -> u64 {
-        self.updates.iter().find(|update| update.release == release).map_or(0, |update| update.bytes)
+    fn spent(&self, release: &str) -> Spent {
+        let known = self.updates.iter().find(|update| update.release == release);
+        known.cloned().unwrap_or_default()
     }
 
-    fn update(&mut self, release: &str) -> &mut Update {
+    fn update(&mut self, release: &str) -> &mut Spent {
         let known = self.updates.iter().position(|update| update.release == release);
         let update = match known {
             Some(at) => self.updates.remove(at),
-            None => Update { release: release.to_owned(), bytes: 0 },
+            None => Spent { release: release.to_owned(), ..Spent::default() },
         };
         if self.updates.len() == UPDATES {
             self.updates.remove(0);
@@ -101,7 +114,7 @@ impl Ledger {
     }
 
     /// What an update has cost, in all its tries.
-    pub(crate) fn spent(&self, release: &Release) -> u64 {
+    pub(crate) fn spent(&self, release: &Release) -> Spent {
         self.inner().counts.spent(&name(release))
     }
 
@@ -110,14 +123,23 @@ impl Ledger {
         allowance(&self.counts(now), &self.limits)
     }
 
-    /// Forgets what an update has cost: it has ended, and the same release may be an update of its own later.
-    pub(crate) fn ended(&self, release: &Release) {
-        self.inner().counts.updates.retain(|update| update.release != name(release));
+    /// Forgets what an update has cost, and says it once more: it has ended, and the same release may be an update of
+    /// its own later.
+    pub(crate) fn ended(&self, release: &Release) -> Spent {
+        let (name, mut inner) = (name(release), self.inner());
+        let spent = inner.counts.spent(&name);
+        inner.counts.updates.retain(|update| update.release != name);
+        spent
+    }
+
+    /// What downloads have cost and may cost, for programs.
+    pub(crate) fn told(&self, now: u64) -> Value {
+        told(&self.counts(now), &self.limits)
     }
 
     /// How much more may come, if `bytes` more may. Nothing is counted.
     fn afford(&self, update: &str, bytes: u64, now: u64) -> Result<u64, FetchError> {
-        let spent = self.inner().counts.spent(update);
+        let spent = self.inner().counts.spent(update).bytes;
         let allowance = self.allowance(now);
         let left = self.limits.per_update.map_or(u64::MAX, |most| most.0.saturating_sub(spent));
         if bytes > left {
@@ -130,15 +152,21 @@ impl Ledger {
     }
 
     /// Counts a piece before it comes, durably. Blocks.
-    fn reserve(&self, release: &str, bytes: u64, requests: u64, now: u64) -> io::Result<()> {
+    fn reserve(&self, release: &str, bytes: u64, (tries, requests): (u32, u32), now: u64) -> io::Result<()> {
         let mut inner = self.inner();
         let mut counts = inner.counts.clone();
         counts.roll(now, self.limits.window.0);
         counts.bytes += bytes;
-        counts.requests += requests;
+        counts.requests += u64::from(requests);
         counts.total_bytes += bytes;
-        counts.total_requests += requests;
-        counts.update(release).bytes += bytes;
+        counts.total_requests += u64::from(requests);
+        let update = counts.update(release);
+        update.bytes += bytes;
+        update.requests = update.requests.saturating_add(requests);
+        update.tries = update.tries.saturating_add(tries);
+        if update.since == 0 {
+            update.since = now;
+        }
         inner.store(counts, self.limits.caps().is_some())
     }
 
@@ -170,24 +198,65 @@ fn allowance(counts: &Counts, limits: &LedgerLimits) -> u64 {
     limits.per_window.map_or(u64::MAX, |most| most.0.saturating_sub(counts.bytes))
 }
 
+fn told(counts: &Counts, limits: &LedgerLimits) -> Value {
+    let bytes = |limit: Option<Bytes>| limit.map(|limit| limit.0);
+    json!({
+        "window": {
+            "since": counts.window,
+            "seconds": limits.window.0,
+            "bytes": counts.bytes,
+            "requests": counts.requests,
+            "limit": bytes(limits.per_window),
+            "left": limits.per_window.map(|_| allowance(counts, limits)),
+        },
+        "update_limit": bytes(limits.per_update),
+        "total": { "bytes": counts.total_bytes, "requests": counts.total_requests },
+    })
+}
+
 fn name(release: &Release) -> String {
     pair::hex(&release.digest[..8])
 }
 
-/// What the ledger in the file `path` says, for people; for when no agent runs, too.
-pub(crate) fn describe(path: &Path, limits: &LedgerLimits, now: u64) -> io::Result<String> {
-    let mut counts = pair::read(path)?.map_or_else(Counts::default, |(_, counts)| counts);
-    counts.roll(now, limits.window.0);
-    let left = match limits.per_window {
-        None => String::new(),
-        Some(most) => format!(" of {most}, {} left", Bytes(allowance(&counts, limits))),
-    };
-    Ok(format!(
-        "{} by {} requests in this window{left}; {} in all",
-        Bytes(counts.bytes),
-        counts.requests,
-        Bytes(counts.total_bytes)
-    ))
+/// What a ledger on disk says, for when no agent runs, too.
+#[derive(Debug)]
+pub(crate) struct Read(Counts, LedgerLimits);
+
+impl Read {
+    /// The ledger in the file `path` by `now`.
+    pub(crate) fn new(path: &Path, limits: &LedgerLimits, now: u64) -> io::Result<Self> {
+        let mut counts = pair::read(path)?.map_or_else(Counts::default, |(_, counts)| counts);
+        counts.roll(now, limits.window.0);
+        Ok(Self(counts, limits.clone()))
+    }
+
+    /// For programs.
+    pub(crate) fn told(&self) -> Value {
+        told(&self.0, &self.1)
+    }
+
+    /// What an update has cost, in all its tries.
+    pub(crate) fn spent(&self, release: &Release) -> Spent {
+        self.0.spent(&name(release))
+    }
+}
+
+impl fmt::Display for Read {
+    /// For people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(counts, limits) = self;
+        let left = match limits.per_window {
+            None => String::new(),
+            Some(most) => format!(" of {most}, {} left", Bytes(allowance(counts, limits))),
+        };
+        write!(
+            f,
+            "{} by {} requests in this window{left}; {} in all",
+            Bytes(counts.bytes),
+            counts.requests,
+            Bytes(counts.total_bytes)
+        )
+    }
 }
 
 /// How much is reserved at first.
@@ -208,6 +277,8 @@ pub(crate) struct Account {
 
 #[derive(Debug)]
 struct Reserved {
+    /// Something was asked for.
+    began: bool,
     bytes: u64,
     /// What is reserved at once: more each time, so that a fast link does not wait for the disk.
     step: u64,
@@ -215,7 +286,7 @@ struct Reserved {
 
 impl Account {
     pub(crate) fn new(ledger: Arc<Ledger>, release: &Release) -> Self {
-        let reserved = Arc::new(Mutex::new(Reserved { bytes: 0, step: FIRST }));
+        let reserved = Arc::new(Mutex::new(Reserved { began: false, bytes: 0, step: FIRST }));
         Self { ledger, update: name(release), reserved }
     }
 
@@ -234,15 +305,16 @@ impl Account {
         &self,
         used: u64,
         expected: u64,
-        requests: u64,
+        requests: u32,
         now: u64,
     ) -> Result<(), FetchError> {
         let mut reserved = self.reserved();
         let upto = |bytes: u64| used.saturating_add(bytes).saturating_sub(reserved.bytes);
         let most = self.ledger.afford(&self.update, upto(expected), now)?;
         let piece = upto(expected.min(reserved.step) + SLACK).min(most);
-        let stored = self.ledger.reserve(&self.update, piece, requests, now);
+        let stored = self.ledger.reserve(&self.update, piece, (u32::from(!reserved.began), requests), now);
         stored.map_err(|error| FetchError::Storage(storage_error(&error)))?;
+        reserved.began = true;
         reserved.bytes += piece;
         reserved.step = (reserved.step * 2).min(MOST);
         Ok(())
@@ -258,7 +330,7 @@ impl Account {
         let mut reserved = self.reserved();
         let settled = match used.checked_sub(reserved.bytes) {
             Some(0) => Ok(()),
-            Some(more) => self.ledger.reserve(&self.update, more, 0, now),
+            Some(more) => self.ledger.reserve(&self.update, more, (0, 0), now),
             None => self.ledger.give_back(&self.update, reserved.bytes - used),
         };
         match settled {
@@ -288,7 +360,7 @@ mod tests {
         Account {
             ledger: ledger.clone(),
             update: update.to_owned(),
-            reserved: Arc::new(Mutex::new(Reserved { bytes: 0, step: FIRST })),
+            reserved: Arc::new(Mutex::new(Reserved { began: false, bytes: 0, step: FIRST })),
         }
     }
 
@@ -306,7 +378,11 @@ mod tests {
         try_one.settle(2_000_000, DAY);
         let after = ledger(dir.path(), None, None).counts(DAY);
         assert_eq!((after.bytes, after.requests, after.total_bytes), (2_000_000, 1, 2_000_000));
-        assert_eq!(after.spent("a"), 2_000_000);
+        assert_eq!(
+            after.spent("a"),
+            Spent { release: "a".into(), bytes: 2_000_000, requests: 1, tries: 1, since: DAY },
+            "a try that needed three pieces is one"
+        );
     }
 
     #[test]
@@ -338,8 +414,16 @@ mod tests {
         let second = account(&ledger, "b");
         second.reserve(0, 700, 1, DAY).expect("within both");
         second.settle(700, DAY);
-        let text = describe(&dir.path().join("ledger"), &ledger.limits, DAY).expect("reads");
-        assert_eq!(text, "1.5 KiB by 2 requests in this window of 1.5 KiB, 0 B left; 1.5 KiB in all");
+        let read = Read::new(&dir.path().join("ledger"), &ledger.limits, DAY).expect("reads");
+        assert_eq!(
+            read.to_string(),
+            "1.5 KiB by 2 requests in this window of 1.5 KiB, 0 B left; 1.5 KiB in all"
+        );
+        assert_eq!(read.told(), ledger.told(DAY), "with and without an agent");
+        assert_eq!(
+            (&read.told()["window"]["limit"], &read.told()["window"]["left"]),
+            (&json!(1500), &json!(0))
+        );
     }
 
     #[test]
@@ -347,8 +431,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = ledger(dir.path(), None, None);
         for update in 0..20_u64 {
-            let huge = account(&ledger, &pair::hex(&update.to_be_bytes()));
-            huge.settle(u64::MAX / 32, u64::MAX / 2);
+            let update = pair::hex(&update.to_be_bytes());
+            ledger.reserve(&update, u64::MAX / 32, (u32::MAX, u32::MAX), u64::MAX / 2).expect("it fits");
         }
         assert_eq!(self::ledger(dir.path(), None, None).counts(0).updates.len(), UPDATES);
     }

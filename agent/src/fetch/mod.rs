@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 
 pub use settings::{Download, LedgerLimits, Proxy};
 
-pub(crate) use ledger::Ledger;
+pub(crate) use ledger::{Ledger, Read as LedgerRead, Spent};
 pub(crate) use link::LinkError;
 
 use crate::files::storage_error;
@@ -102,7 +102,7 @@ impl Fetcher {
         let plan = Plan::full(release.size, offset);
         Plan {
             bytes: get::cost(left),
-            spent: self.ledger.spent(release),
+            spent: self.ledger.spent(release).bytes,
             allowance: self.ledger.allowance(unix_now()),
             ..plan
         }
@@ -225,13 +225,13 @@ pub(crate) fn recorded(dir: &Path, release: &Release) -> u64 {
     progress::recorded(&dir.join(PROGRESS), release)
 }
 
-/// What downloads have cost by the ledger in the directory `state`, told to people. `None` if there were none.
-pub(crate) fn costs(state: &Path, limits: &LedgerLimits) -> io::Result<Option<String>> {
+/// The ledger in the directory `state`, for whoever only reads. `None` if nothing was downloaded yet.
+pub(crate) fn costs(state: &Path, limits: &LedgerLimits) -> io::Result<Option<LedgerRead>> {
     let ledger = state.join(LEDGER);
     if !ledger.exists() {
         return Ok(None);
     }
-    ledger::describe(&ledger, limits, unix_now()).map(Some)
+    LedgerRead::new(&ledger, limits, unix_now()).map(Some)
 }
 
 /// The length of a file; `None` for a device, or if there is nothing.

@@ -38,6 +38,7 @@ impl Unit {
             Effect::Plan { release, offset } => {
                 let plan = self.fetcher.plan(&self.releases[release], offset);
                 self.plan = Some(plan);
+                self.counters.planned(self.target.as_str(), plan.spent.saturating_add(plan.bytes));
                 self.events.push_back(Event::Planned(Ok(plan)));
             }
             Effect::AskLocks => {
@@ -85,8 +86,9 @@ impl Unit {
                     self.last = Some((release, code));
                     self.counters.ended(self.target.as_str(), code);
                 }
-                if let (Ok(()), Record::Ended(release, _)) = (&durable, record) {
-                    self.fetcher.ledger().ended(&self.releases[release]);
+                if let (Ok(()), Record::Ended(release, code)) = (&durable, record) {
+                    let spent = self.fetcher.ledger().ended(&self.releases[release]);
+                    self.outcomes.push(self.outcome(release, code, &spent));
                 }
                 if let (Ok(()), Record::Ended(release, ResultCode::Ok)) = (&durable, record) {
                     let reference = self.releases[release].reference();

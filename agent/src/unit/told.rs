@@ -1,10 +1,11 @@
 //! What a unit says of itself.
 
-use fleetwave_agent_core::{Agent, ReleaseId, State};
+use fleetwave_agent_core::{Agent, ReleaseId, ResultCode, State};
 use serde_json::{Value, json};
 
 use super::{Parked, Unit};
 use crate::command::About;
+use crate::fetch::{Spent, unix_now};
 use crate::install::Reference;
 
 impl Unit {
@@ -32,7 +33,16 @@ impl Unit {
         let updating = agent.in_flight().map(|release| {
             let bytes = self.durable(release);
             let release = &self.releases[release];
-            json!({"id": &*release.id, "seq": release.sequence, "bytes": bytes, "size": release.size})
+            let spent = self.fetcher.ledger().spent(release);
+            json!({
+                "id": &*release.id,
+                "seq": release.sequence,
+                "bytes": bytes,
+                "size": release.size,
+                // What the rest was going to cost when that was planned.
+                "cost": self.plan.map(|plan| json!({"bytes": plan.bytes, "requests": plan.requests})),
+                "spent": cost(&spent),
+            })
         });
         let last = self.last.map(|(release, code)| {
             let release = &self.releases[release];
@@ -48,6 +58,31 @@ impl Unit {
         })
     }
 
+    /// For a message: how an update ended, and what it took.
+    pub(super) fn outcome(&self, release: ReleaseId, code: ResultCode, spent: &Spent) -> Value {
+        let release = &self.releases[release];
+        let mut outcome = cost(spent);
+        outcome["target"] = self.target.as_str().into();
+        outcome["release"] = (&*release.id).into();
+        outcome["seq"] = release.sequence.into();
+        outcome["code"] = code.name().into();
+        // Of wall time, which goes on while a device is off; none if nothing was fetched, or the clock was set back.
+        outcome["seconds"] = match spent.since {
+            0 => Value::Null,
+            since => unix_now().checked_sub(since).into(),
+        };
+        outcome
+    }
+
+    /// For a heartbeat: little.
+    pub(crate) fn pulse(&self) -> Value {
+        let running = self.running.map(|release| {
+            let release = &self.releases[release];
+            json!({"id": &*release.id, "seq": release.sequence})
+        });
+        json!({"state": self.state().map_or("starting", State::name), "running": running})
+    }
+
     /// Whether a download of this unit is under way.
     pub(crate) fn is_fetching(&self) -> bool {
         self.fetching
@@ -61,4 +96,9 @@ impl Unit {
             Some(state) => matches!(state, State::Probation | State::Committing | State::RollingBack),
         }
     }
+}
+
+/// What an update has cost so far.
+pub(crate) fn cost(spent: &Spent) -> Value {
+    json!({"bytes": spent.bytes, "requests": spent.requests, "attempts": spent.tries})
 }

@@ -36,14 +36,14 @@ async fn tries_add_up_and_the_one_that_would_exceed_the_cap_does_not_begin() {
     let (link, requests) = says(vec![broken, whole(&payload)]);
     assert_eq!(failure(device.fetch(&fetcher, &link, &release).await), (FetchError::Interrupted, 60_000));
     assert!(requests.recv().is_ok());
-    let spent = fetcher.ledger().spent(&release);
+    let spent = fetcher.ledger().spent(&release).bytes;
     assert!((60_000..61_000).contains(&spent), "{spent}");
     // Its answer would be all of it again, which it does not say before it is asked.
     assert_eq!(failure(device.fetch(&fetcher, &link, &release).await), (FetchError::OverUpdateCap, 60_000));
-    let spent = fetcher.ledger().spent(&release);
+    let spent = fetcher.ledger().spent(&release).bytes;
     assert!(spent < 150_000, "{spent}");
     fetcher.ledger().ended(&release);
-    assert_eq!(fetcher.ledger().spent(&release), 0);
+    assert_eq!(fetcher.ledger().spent(&release).bytes, 0);
 }
 
 #[tokio::test]
