@@ -19,6 +19,10 @@
 
 use core::ops::Range;
 
+mod dictionary;
+
+pub use dictionary::{Cut, Dictionary, Entry, HeaderError, Rule};
+
 use crate::{Archive, Method, Plan};
 
 /// A chunk in an archive's dictionary.

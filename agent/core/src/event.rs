@@ -252,6 +252,9 @@ pub enum FetchError {
     Interrupted,
     /// An answer that makes no sense: no range, wrong range, too many bytes.
     Protocol,
+    /// What was planned cannot be carried out: a chunk is not what was signed, or is not on the device any more. Plan
+    /// again.
+    Unplanned,
     /// The device could not keep the bytes.
     Storage(StorageError),
     /// The machine asked for it, by [`Effect::PauseFetch`].
@@ -274,7 +277,7 @@ impl FetchError {
             Self::Interrupted | Self::Stopped => ResultCode::DownloadInterrupted,
             Self::OverUpdateCap => ResultCode::OverUpdateCap,
             Self::OverWindowCap => ResultCode::OverWindowCap,
-            Self::Protocol => ResultCode::DownloadProtocol,
+            Self::Protocol | Self::Unplanned => ResultCode::DownloadProtocol,
             Self::Storage(error) => error.code(),
         }
     }

@@ -146,6 +146,10 @@ impl Agent {
             FetchError::Storage(StorageError::ReadOnly)
             | FetchError::OverUpdateCap
             | FetchError::OverWindowCap => self.give_up(turn, error.code()),
+            FetchError::Unplanned => {
+                self.flags.set(Flags::PLANNED, false);
+                self.failed(turn, error.code());
+            }
             FetchError::Server
             | FetchError::Interrupted
             | FetchError::Stopped

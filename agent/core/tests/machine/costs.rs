@@ -181,6 +181,22 @@ fn plans_that_fail_are_tried_again_and_in_the_end_given_up() {
 }
 
 #[test]
+fn a_plan_that_cannot_be_carried_out_is_made_again_and_priced_again() {
+    let cap = |world: &mut World, per_update| {
+        world.policy.caps = Some(Caps { per_update, per_window: u64::MAX });
+        let delta = Plan { method: Method::Delta, bytes: 10, requests: 1, spent: 0, allowance: u64::MAX };
+        world.script.plans.push_back(Ok(delta));
+        world.script.plans.push_back(Ok(Plan { spent: 10, ..Plan::full(SIZE, 0) }));
+        world.script.fetches.push_back(Fetching::Fails(0, FetchError::Unplanned));
+    };
+    let world = updated(with_archive(), |world| cap(world, SIZE + 10));
+    assert_eq!((code(&world), plans(&world), fetches(&world)), (ResultCode::Ok, 2, 2));
+    // All of it in place of a part is refused where it may not cost so much.
+    let world = updated(with_archive(), |world| cap(world, SIZE));
+    assert_eq!((code(&world), plans(&world), fetches(&world)), (ResultCode::OverUpdateCap, 2, 1));
+}
+
+#[test]
 fn a_cloud_side_that_puts_a_device_off_for_ever_is_given_up() {
     let later = GrantAnswer::Later(Duration::from_secs(1));
     let world = updated(plain(), |world| {

@@ -8,13 +8,14 @@ use fleetwave_protocol::time::{Instant, WallTime};
 use crate::world::{Cut, Fetching, Happening, SIZE, World, reference};
 
 const BUSY: FetchError = FetchError::Busy(Duration::from_secs(777));
-const ERRORS: [FetchError; 8] = [
+const ERRORS: [FetchError; 9] = [
     FetchError::Forbidden,
     FetchError::NotFound,
     BUSY,
     FetchError::Server,
     FetchError::Interrupted,
     FetchError::Protocol,
+    FetchError::Unplanned,
     FetchError::Storage(StorageError::NoSpace),
     FetchError::Storage(StorageError::Failed),
 ];

@@ -159,6 +159,7 @@ fn event() -> impl Strategy<Value = Event> {
         FetchError::Server,
         FetchError::Interrupted,
         FetchError::Protocol,
+        FetchError::Unplanned,
         FetchError::Storage(StorageError::ReadOnly),
         FetchError::Stopped,
         FetchError::OverWindowCap,
