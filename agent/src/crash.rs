@@ -18,8 +18,15 @@ pub(crate) const fn torn<'a>(_name: &'static str, bytes: &'a [u8]) -> &'a [u8] {
     bytes
 }
 
+/// How long a journal may become.
+#[cfg(not(all(not(test), feature = "fault-injection")))]
+#[inline]
+pub(crate) const fn journal_bound(bound: u64) -> u64 {
+    bound
+}
+
 #[cfg(all(not(test), feature = "fault-injection"))]
-pub(crate) use deadly::{point, torn};
+pub(crate) use deadly::{journal_bound, point, torn};
 
 #[cfg(all(not(test), feature = "fault-injection"))]
 mod deadly {
@@ -47,6 +54,11 @@ mod deadly {
         }
         TORN.store(true, Ordering::Relaxed);
         &bytes[..bytes.len() / 2]
+    }
+
+    /// How long a journal may become: `FLEETWAVE_JOURNAL_BOUND` in place of the real bound.
+    pub(crate) fn journal_bound(bound: u64) -> u64 {
+        std::env::var("FLEETWAVE_JOURNAL_BOUND").ok().and_then(|text| text.parse().ok()).unwrap_or(bound)
     }
 
     /// Counts a point, and says whether it is the one.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fleetwave_agent_core::StorageError;
 
@@ -13,15 +13,26 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Where a file is written that is to take the place of another one.
+pub(crate) fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
 /// Puts `content` in place of a file, all of it or nothing.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    let new = beside(path);
     crash::point("replace: before");
-    let mut file = File::create(&new)?;
-    file.write_all(crash::torn("replace: torn", content))?;
-    file.sync_all()?;
-    crash::point("replace: written");
-    fs::rename(&new, path)?;
+    let written = File::create(&new).and_then(|mut file| {
+        file.write_all(crash::torn("replace: torn", content))?;
+        file.sync_all()?;
+        crash::point("replace: written");
+        fs::rename(&new, path)
+    });
+    if let Err(error) = written {
+        // On a disk that is full, half a file is in the way of everybody.
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
     crash::point("replace: renamed");
     sync_dir(path.parent().expect("a file of the state directory lies in it"))?;
     crash::point("replace: durable");

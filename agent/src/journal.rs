@@ -1,22 +1,33 @@
 //! The journal: what the machine asked to be durable, one line each.
 //!
 //! A line is a checksum, a space, and JSON. The checksum covers the line before it too, so the longest valid prefix
-//! of the file is what was written, in order; whatever follows it is cut off when the journal is opened. Releases that
-//! records refer to stand in the journal themselves, so that a cold start knows them before it has seen the hub.
+//! of the file is what was written, in order; whatever follows it is cut off when the journal is written to again.
+//! Releases that records refer to stand in the journal themselves, so that a cold start knows them before it has seen
+//! the hub.
+//!
+//! A journal that has grown beyond its [`BOUND`] is written anew with what its records add up to, as a whole, beside
+//! the old one, whose place it then takes. A power cut leaves one or the other, and both say the same.
 
-use std::fs::{File, OpenOptions};
+mod replay;
+
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use fleetwave_agent_core::{Record, ReleaseId, Releases, ResultCode};
+use fleetwave_agent_core::{Durable, Pending, Phase, Record, ReleaseId, Releases};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::replay::Replay;
+use self::replay::{End, NAME};
+use crate::install::Reference;
 use crate::{crash, files};
 
-const NAME: &str = "journal";
+/// A journal that is longer is written anew.
+const BOUND: u64 = 32 << 10;
+/// Where a damaged journal is kept for whoever wants to know what became of the medium.
+pub(crate) const DAMAGED: &str = "journal.damaged";
 
 /// A line. Numbers count the releases in the journal, from 0.
 #[derive(Serialize, Deserialize)]
@@ -28,6 +39,8 @@ enum Entry {
     Booting(usize),
     Reverting(usize, String),
     Ended(usize, String),
+    /// The record before, so many times more.
+    Again(u8),
 }
 
 impl Entry {
@@ -52,86 +65,17 @@ const fn subject(record: Record) -> ReleaseId {
     }
 }
 
-/// What a journal says, as far as it is sound.
-#[derive(Debug, Default)]
-pub(crate) struct Replay {
-    pub(crate) records: Vec<Record>,
-    /// Bytes behind the sound part.
-    pub(crate) torn: u64,
-    end: End,
-}
-
-/// Where the next line goes.
-#[derive(Clone, Debug, Default)]
-struct End {
-    offset: u64,
-    checksum: String,
-    /// The releases so far.
-    releases: Vec<ReleaseId>,
-}
-
-impl End {
-    fn line(&mut self, entry: &Entry) -> String {
-        let json = serde_json::to_string(entry).expect("an entry is JSON");
-        self.checksum = chain(&self.checksum, &json);
-        let line = format!("{} {json}\n", self.checksum);
-        self.offset += line.len() as u64;
-        line
-    }
-}
-
-fn chain(before: &str, json: &str) -> String {
-    let mut hash = Sha256::new();
-    hash.update(before);
-    hash.update(json);
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-impl Replay {
-    /// Reads the journal in `dir` without touching it; one that is missing is empty.
-    pub(crate) fn read(dir: &Path, releases: &mut Releases) -> io::Result<Self> {
-        let bytes = match std::fs::read(dir.join(NAME)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read?,
-        };
-        let mut replay = Self::default();
-        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            if replay.take(line, releases).is_none() {
-                break;
-            }
-        }
-        replay.torn = bytes.len() as u64 - replay.end.offset;
-        Ok(replay)
-    }
-
-    /// `None` for a line that is not sound.
-    fn take(&mut self, line: &[u8], releases: &mut Releases) -> Option<()> {
-        let text = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
-        let (checksum, json) = text.split_once(' ')?;
-        if checksum != chain(&self.end.checksum, json) {
-            return None;
-        }
-        let release = |number: usize| self.end.releases.get(number).copied();
-        let record = match serde_json::from_str(json).ok()? {
-            Entry::Release(reference) => {
-                self.end.releases.push(releases.intern(&reference));
-                None
-            }
-            Entry::Started(number) => Some(Record::Started(release(number)?)),
-            Entry::Staged(number) => Some(Record::Staged(release(number)?)),
-            Entry::Booting(number) => Some(Record::Booting(release(number)?)),
-            Entry::Reverting(number, code) => {
-                Some(Record::Reverting(release(number)?, ResultCode::from_name(&code)?))
-            }
-            Entry::Ended(number, code) => {
-                Some(Record::Ended(release(number)?, ResultCode::from_name(&code)?))
-            }
-        };
-        self.records.extend(record);
-        self.end.offset += line.len() as u64;
-        self.end.checksum = checksum.to_owned();
-        Some(())
-    }
+/// The fewest records that add up to the same, each with how often it is to be repeated. What is committed is not
+/// among it: that is for the installer to say.
+fn gist(durable: &Durable) -> impl Iterator<Item = (Record, u8)> {
+    let last = durable.last.map(|(release, code)| (Record::Ended(release, code), durable.repeats));
+    let pending = durable.pending.map(|Pending { release, phase }| match phase {
+        Phase::Started { starts } => (Record::Started(release), starts.saturating_sub(1)),
+        Phase::Staged { boots: 0 } => (Record::Staged(release), 0),
+        Phase::Staged { boots } => (Record::Booting(release), boots - 1),
+        Phase::Reverting(code) => (Record::Reverting(release, code), 0),
+    });
+    last.into_iter().chain(pending)
 }
 
 /// A journal to append to.
@@ -141,33 +85,80 @@ pub(crate) struct Journal {
     /// There is none before the first record, or while it cannot be written.
     file: Option<File>,
     end: End,
+    durable: Durable,
+    /// What it may grow to before it is written anew.
+    limit: u64,
+    /// Records that were durable could not be read, and the file is still as it was found.
+    damaged: bool,
 }
 
 impl Journal {
-    /// The journal in `dir`, as far as it can be read: a device whose storage fails still has to say so. Nothing is
-    /// written before the first record.
-    pub(crate) fn open(dir: &Path, releases: &mut Releases) -> (Self, Vec<Record>) {
-        let Replay { records, torn, end } = Replay::read(dir, releases).unwrap_or_else(|error| {
+    /// The journal in `dir` of a target that has `committed`, as far as it can be read: a device whose storage fails
+    /// still has to say so. Nothing is written before the first record.
+    pub(crate) fn open(dir: &Path, releases: &mut Releases, committed: &Reference) -> Self {
+        let Replay { records, torn, damaged, end } = Replay::read(dir, releases).unwrap_or_else(|error| {
             tracing::error!(%error, dir = %dir.display(), "the journal cannot be read");
             Replay::default()
         });
-        if torn > 0 {
+        if damaged {
+            let kept = dir.join(DAMAGED).display().to_string();
+            tracing::error!(
+                bytes = torn,
+                sound = end.offset,
+                kept,
+                "records of the journal are damaged, and those behind them are lost: suspect the medium"
+            );
+        } else if torn > 0 {
             tracing::warn!(
                 bytes = torn,
                 sound = end.offset,
-                "the end of the journal is torn or corrupt: it will be cut off"
+                "the end of the journal is torn: it will be cut off"
             );
         }
-        (Self { dir: dir.to_owned(), file: None, end }, records)
+        // Whatever it holds, it never took the journal's place.
+        let _ = fs::remove_file(files::beside(&dir.join(NAME)));
+        let mut durable = Durable::new(releases.intern(committed));
+        records.into_iter().for_each(|record| durable.apply(record));
+        Self { dir: dir.to_owned(), file: None, end, durable, limit: crash::journal_bound(BOUND), damaged }
+    }
+
+    /// What the records add up to.
+    pub(crate) fn durable(&self) -> Durable {
+        self.durable
+    }
+
+    /// Whether records were lost that had been durable, in this life or in one before, and no update has ended well
+    /// since.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged || self.dir.join(DAMAGED).exists()
+    }
+
+    /// What was lost is of no consequence any more.
+    pub(crate) fn forget_damage(&self) {
+        if let Err(error) = files::remove(&self.dir.join(DAMAGED)) {
+            tracing::warn!(%error, "the damaged journal cannot be removed");
+        }
+    }
+
+    /// Keeps a copy of what is about to be cut off.
+    fn keep_damaged(&mut self) {
+        if std::mem::take(&mut self.damaged) {
+            let copied = fs::read(self.dir.join(NAME))
+                .and_then(|bytes| files::replace(&self.dir.join(DAMAGED), &bytes));
+            if let Err(error) = copied {
+                tracing::warn!(%error, "the damaged journal is not kept");
+            }
+        }
     }
 
     /// Opens the file, made if it is missing, and cuts off what is not sound.
     fn file(&mut self) -> io::Result<&File> {
         if self.file.is_none() {
-            std::fs::create_dir_all(&self.dir)?;
+            fs::create_dir_all(&self.dir)?;
             if let Some(parent) = self.dir.parent() {
                 files::sync_dir(parent)?;
             }
+            self.keep_damaged();
             let path = self.dir.join(NAME);
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
             if file.metadata()?.len() > self.end.offset {
@@ -182,15 +173,14 @@ impl Journal {
 
     /// Makes a record durable. After an error the journal ends where it did before.
     pub(crate) fn append(&mut self, record: Record, releases: &Releases) -> io::Result<()> {
-        let release = subject(record);
+        if self.end.offset > self.limit {
+            // What cannot be made shorter can still be written to, or will say why not.
+            if let Err(error) = self.compact(releases) {
+                tracing::warn!(%error, bytes = self.end.offset, "the journal is not made shorter");
+            }
+        }
         let mut end = self.end.clone();
-        let mut lines = String::new();
-        let number = end.releases.iter().position(|known| *known == release).unwrap_or_else(|| {
-            lines.push_str(&end.line(&Entry::Release(releases[release].reference().clone())));
-            end.releases.push(release);
-            end.releases.len() - 1
-        });
-        lines.push_str(&end.line(&Entry::new(record, number)));
+        let lines = end.lines(record, releases);
         let offset = self.end.offset;
         let file = self.file()?;
         crash::point("journal: before");
@@ -204,84 +194,37 @@ impl Journal {
         }
         crash::point("journal: durable");
         self.end = end;
+        self.durable.apply(record);
         Ok(())
+    }
+
+    /// Puts in the journal's place a new one that says the same, and no more.
+    fn compact(&mut self, releases: &Releases) -> io::Result<()> {
+        let mut end = End::default();
+        let mut lines = String::new();
+        for (record, again) in gist(&self.durable) {
+            lines.push_str(&end.lines(record, releases));
+            if again > 0 {
+                lines.push_str(&end.line(&Entry::Again(again)));
+            }
+        }
+        self.keep_damaged();
+        let path = self.dir.join(NAME);
+        crash::point("journal: compacting");
+        let replaced = files::replace(&path, lines.as_bytes());
+        // What is opened next makes the names in the directory durable before anything relies on them.
+        self.file = None;
+        // It may have taken the other one's place, and that not be durable.
+        if replaced.is_ok() || fs::read(&path).is_ok_and(|now| now == lines.as_bytes()) {
+            tracing::debug!(before = self.end.offset, after = end.offset, "the journal was made shorter");
+            // One that cannot be much shorter is not written anew each time.
+            self.limit = self.limit.max(2 * end.offset);
+            self.end = end;
+        }
+        crash::point("journal: compacted");
+        replaced
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use fleetwave_agent_core::TrustRoot;
-
-    use super::*;
-
-    fn releases() -> Releases {
-        Releases::new(TrustRoot::default())
-    }
-
-    fn records(releases: &mut Releases) -> Vec<Record> {
-        let (first, second) = (releases.preinstalled("fw-2", 2), releases.preinstalled("fw-3", 3));
-        vec![
-            Record::Started(first),
-            Record::Staged(first),
-            Record::Booting(first),
-            Record::Reverting(first, ResultCode::Unhealthy),
-            Record::Ended(first, ResultCode::Unhealthy),
-            Record::Started(second),
-            Record::Ended(second, ResultCode::Ok),
-        ]
-    }
-
-    #[test]
-    fn a_journal_cut_anywhere_gives_the_records_before_the_cut_and_takes_new_ones() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut known = releases();
-        let written = records(&mut known);
-        let (mut journal, none) = Journal::open(dir.path(), &mut known);
-        assert!(none.is_empty());
-        let mut ends = vec![0];
-        for record in &written {
-            journal.append(*record, &known).expect("appends");
-            ends.push(journal.end.offset);
-        }
-        let whole = std::fs::read(dir.path().join(NAME)).expect("reads");
-        for cut in 0..=whole.len() {
-            std::fs::write(dir.path().join(NAME), &whole[..cut]).expect("writes");
-            let sound = ends.iter().filter(|end| **end <= cut as u64).count() - 1;
-            let (mut journal, read) = Journal::open(dir.path(), &mut known);
-            assert_eq!(read, written[..sound], "cut at {cut}");
-            journal.append(written[0], &known).expect("appends");
-            let (_, again) = Journal::open(dir.path(), &mut known);
-            assert_eq!(again.len(), sound + 1, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn a_changed_byte_ends_the_sound_part_at_its_line() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut known = releases();
-        let written = records(&mut known);
-        let (mut journal, _) = Journal::open(dir.path(), &mut known);
-        written.iter().for_each(|record| journal.append(*record, &known).expect("appends"));
-        let whole = std::fs::read(dir.path().join(NAME)).expect("reads");
-        for at in 0..whole.len() {
-            let mut changed = whole.clone();
-            changed[at] ^= 0x11;
-            std::fs::write(dir.path().join(NAME), &changed).expect("writes");
-            let replay = Replay::read(dir.path(), &mut known).expect("reads");
-            assert!(replay.torn > 0 && replay.end.offset <= at as u64, "byte {at}");
-            assert_eq!(replay.records, written[..replay.records.len()], "byte {at}");
-        }
-    }
-
-    #[test]
-    fn a_cold_start_knows_the_releases_from_the_journal_alone() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut known = releases();
-        let written = records(&mut known);
-        let (mut journal, _) = Journal::open(dir.path(), &mut known);
-        journal.append(written[5], &known).expect("appends");
-        let mut fresh = releases();
-        let replay = Replay::read(dir.path(), &mut fresh).expect("reads");
-        assert_eq!(replay.records, [Record::Started(fresh.find("fw-3", 3).expect("known"))]);
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use crate::StateError;
 use crate::config::{Config, TargetConfig};
 use crate::fetch::{self, LedgerRead};
 use crate::install::Standing;
-use crate::journal::Replay;
+use crate::journal::{DAMAGED, Replay};
 use crate::unit;
 use crate::units::Bytes;
 
@@ -72,6 +72,7 @@ struct Found {
     /// Of the payload of the update in flight.
     stored: u64,
     torn: u64,
+    damaged: bool,
 }
 
 impl Found {
@@ -87,7 +88,9 @@ impl Found {
         // What the installer said is newer than the journal's last record.
         durable.committed = committed;
         let stored = durable.pending.map_or(0, |pending| fetch::recorded(&dir, &releases[pending.release]));
-        Ok(Some(Self { releases, running, durable, stored, torn: replay.torn }))
+        let Replay { torn, damaged, .. } = replay;
+        let damaged = damaged || dir.join(DAMAGED).exists();
+        Ok(Some(Self { releases, running, durable, stored, torn, damaged }))
     }
 
     fn name(&self, release: ReleaseId) -> String {
@@ -120,7 +123,9 @@ impl Found {
         line("in flight", &in_flight);
         let last = last.map(|(release, code)| format!("{}: {}", self.name(release), code.name()));
         line("last", last.as_deref().unwrap_or("no update yet"));
-        if self.torn > 0 {
+        if self.damaged {
+            line("journal", "damaged: records that had been durable were lost");
+        } else if self.torn > 0 {
             line(
                 "journal",
                 &format!("{} bytes at its end are torn; the next start cuts them off", self.torn),
@@ -156,6 +161,7 @@ impl Found {
             "committed": name(self.durable.committed),
             "updating": updating,
             "last": last,
+            "journal_damaged": self.damaged,
         })
     }
 }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fleetwave_agent_core::{
-    Agent, Boot, Context, Durable, Effect, Event, Phase, Plan, Policy, ReleaseId, Releases, ResultCode, State,
+    Agent, Boot, Context, Effect, Event, Phase, Plan, Policy, ReleaseId, Releases, ResultCode, State,
 };
 use fleetwave_protocol::{Instant, Now, rng};
 use hyper::Uri;
@@ -196,11 +196,10 @@ impl Unit {
         self.stands(standing);
         let releases = Releases::new(self.trust.clone());
         self.releases = releases.fitting(self.target.as_str(), self.device_type.as_deref());
-        let (journal, records) = Journal::open(&self.dir, &mut self.releases);
+        let journal = Journal::open(&self.dir, &mut self.releases, &standing.committed);
+        let durable = journal.durable();
         let committed = self.releases.intern(&standing.committed);
         let running = self.releases.intern(&standing.running);
-        let mut durable = Durable::new(committed);
-        records.into_iter().for_each(|record| durable.apply(record));
         let partial = match durable.pending {
             Some(pending) if matches!(pending.phase, Phase::Started { .. }) => self.durable(pending.release),
             _ => 0,

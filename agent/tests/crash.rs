@@ -39,6 +39,8 @@ struct Story {
     asks: &'static str,
     then: Option<&'static str>,
     health: &'static str,
+    /// What a journal may grow to, if that is to be so little that it is written anew in each life.
+    journal_bound: Option<&'static str>,
     /// What must run in the end: one of them.
     ends: &'static [&'static str],
     /// The code of exit of the last life.
@@ -53,6 +55,7 @@ const STORIES: &[Story] = &[
         asks: "fw-2",
         then: None,
         health: "true",
+        journal_bound: None,
         ends: &["fw-2"],
         exit: 0,
         least: 70,
@@ -62,6 +65,7 @@ const STORIES: &[Story] = &[
         asks: "fw-2",
         then: None,
         health: "false",
+        journal_bound: Some("1"),
         ends: &["fw-1"],
         exit: 3,
         least: 70,
@@ -71,6 +75,7 @@ const STORIES: &[Story] = &[
         asks: "bad-2",
         then: None,
         health: "true",
+        journal_bound: None,
         ends: &["fw-1"],
         exit: 3,
         least: 30,
@@ -80,6 +85,7 @@ const STORIES: &[Story] = &[
         asks: "fw-2",
         then: Some("fw-3"),
         health: "true",
+        journal_bound: None,
         ends: &["fw-3"],
         exit: 0,
         least: 70,
@@ -89,6 +95,7 @@ const STORIES: &[Story] = &[
         asks: "fw-2",
         then: Some("nothing"),
         health: "true",
+        journal_bound: None,
         // What has gone so far that only the slot decides, is finished.
         ends: &["fw-1", "fw-2"],
         exit: 0,
@@ -175,7 +182,7 @@ impl Yard {
             story.health,
         );
         fs::write(dir.join("agent.toml"), config).expect("the configuration is written");
-        Device { yard: self, name: name.to_owned(), dir, lives: 0 }
+        Device { yard: self, name: name.to_owned(), dir, lives: 0, journal_bound: story.journal_bound }
     }
 
     fn desired(&self, asks: &str) -> Value {
@@ -191,6 +198,7 @@ struct Device<'a> {
     name: String,
     dir: PathBuf,
     lives: u32,
+    journal_bound: Option<&'static str>,
 }
 
 impl Device<'_> {
@@ -205,6 +213,9 @@ impl Device<'_> {
         let mut command = program();
         command.arg("run").arg("--once").arg("--config").arg(self.dir.join("agent.toml"));
         command.env("FLEETWAVE_CRASH_LOG", self.dir.join(format!("points-{}", self.lives)));
+        if let Some(bound) = self.journal_bound {
+            command.env("FLEETWAVE_JOURNAL_BOUND", bound);
+        }
         if let Some(at) = at {
             command.env("FLEETWAVE_CRASH_AT", at.to_string());
         }
@@ -403,5 +414,6 @@ fn whenever_the_power_goes_the_device_boots_and_the_update_comes_to_its_end() {
         println!("{deaths:5}  {point}");
     }
     println!("{deaths:5}  deaths in all");
+    assert!(all.contains_key("journal: compacting"), "a journal is made shorter in one of them");
     assert!(deaths >= 900, "{deaths} deaths are fewer than there should be");
 }

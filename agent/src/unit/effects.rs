@@ -91,6 +91,9 @@ impl Unit {
                     self.outcomes.push(self.outcome(release, code, &spent));
                 }
                 if let (Ok(()), Record::Ended(release, ResultCode::Ok)) = (&durable, record) {
+                    if let Some(machine) = &self.machine {
+                        machine.journal.forget_damage();
+                    }
                     let reference = self.releases[release].reference();
                     self.stands(&Standing { running: reference.clone(), committed: reference.clone() });
                 }

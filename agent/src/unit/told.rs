@@ -55,6 +55,7 @@ impl Unit {
             "committed": name(agent.committed()),
             "updating": updating,
             "last": last,
+            "journal_damaged": self.machine.as_ref().is_some_and(|machine| machine.journal.is_damaged()),
         })
     }
 
