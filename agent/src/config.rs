@@ -3,6 +3,7 @@
 //! Each section has its own struct, beside what it configures or below [`config`](self); this only composes them.
 
 mod limits;
+mod mistakes;
 mod target;
 mod trust;
 mod windows;
@@ -16,6 +17,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
 pub use limits::Limits;
+pub(crate) use mistakes::nearest;
 pub(crate) use target::Section;
 pub use target::{Installed, TargetConfig};
 pub use trust::Trust;
@@ -146,7 +148,7 @@ impl Config {
                 path: path.to_owned(),
                 line: before.matches('\n').count() + 1,
                 column: before.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
-                message: error.message().to_owned(),
+                message: mistakes::explain(error.message(), &[]),
             }
         })
     }
@@ -170,7 +172,8 @@ impl Config {
         let reach = ["hub", "provisioning"].iter().find_map(|name| Some(table.get(*name)?.span()));
         let whole = Spanned::new(span, DeValue::Table(table.clone()));
         let mut config = Self::deserialize(ValueDeserializer::from(whole))?;
-        config.targets = target::read(table)?;
+        mistakes::relative_paths(&table)?;
+        config.targets = target::read(table.clone())?;
         if config.targets.is_empty() {
             return Err(serde::de::Error::custom(
                 "nothing takes releases: [firmware], [component.NAME] or [workload.NAME] is needed",
@@ -178,6 +181,7 @@ impl Config {
         }
         // It takes several sections together to say how the hub is reached.
         config.access(&TlsPool::default()).map_err(|why| target::at(reach.unwrap_or_default(), why))?;
+        config.policy().check().map_err(|error| mistakes::of_policy(error, &table))?;
         Ok(config)
     }
 

@@ -30,7 +30,7 @@ use fleetwave_agent_core::{Release, StorageError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::Section;
+use crate::config::{Section, nearest};
 use crate::files::{self, storage_error};
 use crate::target::Target;
 
@@ -72,14 +72,15 @@ pub(crate) fn options(name: &str, section: Section<'_>) -> Result<Arc<dyn Option
         #[cfg(feature = "kubernetes")]
         "kubernetes" => Arc::new(section.read::<kubernetes::Options>()?),
         _ => {
-            let names = NAMES.join(", ");
-            return Err(section.mistake(format!("there is no installer {name:?}: {names} are there")));
+            let meant = nearest(name, NAMES).map(|meant| format!("did you mean {meant:?}? "));
+            let (meant, names) = (meant.unwrap_or_default(), NAMES.join(", "));
+            return Err(section.mistake(format!("there is no installer {name:?}: {meant}There are {names}")));
         }
     })
 }
 
 /// All that this agent was built with.
-const NAMES: &[&str] = &[
+pub(crate) const NAMES: &[&str] = &[
     "component",
     "directory",
     "podman",

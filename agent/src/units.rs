@@ -4,7 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 
 const BYTES: [(&str, u64); 9] = [
     ("B", 1),
@@ -41,19 +42,41 @@ const SPANS: [(&str, u64); 11] = [
     ("days", 86_400),
 ];
 
+/// Its text, before it is known what it measures.
+struct Quantity(String);
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Quantity;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text with a unit: \"30 s\", \"200 MiB\", \"500 KiB/s\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Quantity, E> {
+                Ok(Quantity(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
 /// A number of bytes: `"200 MiB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Quantity")]
 pub struct Bytes(pub u64);
 
 /// Bytes a second: `"500 KiB/s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Quantity")]
 pub struct Rate(pub u64);
 
 /// Whole seconds: `"30 s"`, `"6 hours"`, `"30 days"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Quantity")]
 pub struct Span(pub u64);
 
 impl Span {
@@ -64,30 +87,30 @@ impl Span {
     }
 }
 
-impl TryFrom<String> for Bytes {
+impl TryFrom<Quantity> for Bytes {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Quantity(text): Quantity) -> Result<Self, String> {
         parse(&text, &BYTES).map(Self).ok_or_else(|| {
             format!("{text:?} is not a size: a whole number and B, kB, KiB, MB, MiB, GB, GiB, TB or TiB")
         })
     }
 }
 
-impl TryFrom<String> for Rate {
+impl TryFrom<Quantity> for Rate {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Quantity(text): Quantity) -> Result<Self, String> {
         parse(&text, &RATES).map(Self).ok_or_else(|| {
             format!("{text:?} is not a rate: a whole number and B/s, kB/s, KiB/s, MB/s, MiB/s or GiB/s")
         })
     }
 }
 
-impl TryFrom<String> for Span {
+impl TryFrom<Quantity> for Span {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Quantity(text): Quantity) -> Result<Self, String> {
         parse(&text, &SPANS)
             .map(Self)
             .ok_or_else(|| format!("{text:?} is not a time: a whole number and s, min, h or days"))
@@ -122,10 +145,10 @@ mod tests {
 
     #[test]
     fn quantities_are_read_with_and_without_a_space_and_shown_as_people_read_them() {
-        assert_eq!(Bytes::try_from("200 MiB".to_owned()), Ok(Bytes(200 << 20)));
-        assert_eq!(Bytes::try_from("1GB".to_owned()), Ok(Bytes(1_000_000_000)));
-        assert_eq!(Rate::try_from("500 KiB/s".to_owned()), Ok(Rate(500 << 10)));
-        assert_eq!(Span::try_from("30 days".to_owned()), Ok(Span(30 * 86_400)));
+        assert_eq!(Bytes::try_from(Quantity("200 MiB".to_owned())), Ok(Bytes(200 << 20)));
+        assert_eq!(Bytes::try_from(Quantity("1GB".to_owned())), Ok(Bytes(1_000_000_000)));
+        assert_eq!(Rate::try_from(Quantity("500 KiB/s".to_owned())), Ok(Rate(500 << 10)));
+        assert_eq!(Span::try_from(Quantity("30 days".to_owned())), Ok(Span(30 * 86_400)));
         assert_eq!(Bytes(1_610_612_736).to_string(), "1.5 GiB");
         assert_eq!(Bytes(17).to_string(), "17 B");
     }
@@ -133,10 +156,10 @@ mod tests {
     #[test]
     fn what_is_no_quantity_is_told_with_the_units_that_there_are() {
         for text in ["", "MiB", "5", "0 B", "-1 B", "1.5 GiB", "5 parsecs", "99999999999 TiB"] {
-            let error = Bytes::try_from(text.to_owned()).expect_err(text);
+            let error = Bytes::try_from(Quantity(text.to_owned())).expect_err(text);
             assert!(error.contains("KiB"), "{error}");
         }
-        assert!(Rate::try_from("5 MiB".to_owned()).is_err());
-        assert!(Span::try_from("5 weeks".to_owned()).is_err());
+        assert!(Rate::try_from(Quantity("5 MiB".to_owned())).is_err());
+        assert!(Span::try_from(Quantity("5 weeks".to_owned())).is_err());
     }
 }

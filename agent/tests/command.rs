@@ -28,7 +28,7 @@ fn a_mistake_in_the_configuration_is_told_with_its_place() {
         ("plain = true", "username = \"me\"", "for profile = \"plain\""),
         ("plain = true", "token_seconds = 3", "token_seconds of [hub] is 5 or more"),
         ("seq = 1", "seq = -1", "bad.toml:10:34:"),
-        ("installer = ", "installed_by = ", "bad.toml:8:1: missing field `installer`"),
+        ("installer = ", "installed_by = ", "unknown field `installed_by`: did you mean `installer`?"),
         ("directory", "nowhere", "there is no installer \"nowhere\""),
         ("threshold = 1", "threshold = 2", "threshold is 2, with 1 keys"),
         ("k1 = \"", "k1 = \"x", "not a base64 Ed25519 public key"),

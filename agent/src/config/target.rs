@@ -12,6 +12,7 @@ use serde_json::json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
+use super::mistakes::{explain, nearest};
 use crate::hooks::Hooks;
 use crate::install::{self, Options, Reference};
 use crate::target::{Kind, Target};
@@ -38,6 +39,9 @@ impl Installed {
     }
 }
 
+/// The members of every target's section.
+const COMMON: [&str; 3] = ["installer", "installed", "hooks"];
+
 /// A target and its installer.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -58,7 +62,7 @@ impl TargetConfig {
         let installed = section.take("installed")?.unwrap_or_default();
         let hooks = section.take("hooks")?.unwrap_or_default();
         let Some(installer) = section.take::<String>("installer")? else {
-            return Err(section.mistake("missing field `installer`"));
+            return Err(section.without_installer());
         };
         if install::FIRMWARE_ONLY.contains(&installer.as_str()) && target != Target::firmware() {
             return Err(section.mistake(format!("the installer {installer:?} is for [firmware]")));
@@ -115,8 +119,27 @@ impl<'a> Section<'a> {
     /// # Errors
     /// At the place of the first mistake.
     pub(crate) fn read<T: for<'de> Deserialize<'de>>(self) -> Result<T, Error> {
-        let whole = Spanned::new(self.span, DeValue::Table(self.table));
-        T::deserialize(ValueDeserializer::from(whole))
+        let names: Vec<_> = self.table.keys().map(Spanned::span).collect();
+        let whole = Spanned::new(self.span.clone(), DeValue::Table(self.table));
+        T::deserialize(ValueDeserializer::from(whole)).map_err(|error| {
+            let span = error.span().unwrap_or(self.span);
+            // The installer does not know of what every target has.
+            let more = if names.contains(&span) { &COMMON[..] } else { &[] };
+            at(span, explain(error.message(), more))
+        })
+    }
+
+    /// Whoever mistyped `installer` is not told that it is missing.
+    fn without_installer(&self) -> Error {
+        let mistyped = self.table.keys().find(|name| nearest(name.get_ref(), &["installer"]).is_some());
+        match mistyped {
+            Some(name) => {
+                at(name.span(), format!("unknown field `{}`: did you mean `installer`?", name.get_ref()))
+            }
+            None => {
+                self.mistake(format!("missing field `installer`: {} are there", install::NAMES.join(", ")))
+            }
+        }
     }
 
     /// A mistake of the section as a whole.
