@@ -35,11 +35,12 @@ underscored=${target//-/_}
 export "CARGO_TARGET_${underscored^^}_LINKER=$compiler" "CC_$underscored=$compiler"
 
 # The linker that comes with Rust: it packs relocations for all three (Debian 12's does so for x86 alone; the loader of
-# glibc knows them from 2.36 on), and it can leave out the tables that nobody reads.
+# glibc knows them from 2.36 on), it can leave out the tables that nobody reads, and keep one
+# of several functions that have the same code.
 lld=$(rustc --print sysroot)/lib/rustlib/$(rustc --print host-tuple)/bin/gcc-ld
 [[ -x $lld/ld.lld ]] || missing ld.lld "It comes with Rust from rustup, in $lld"
 small=(-Clink-arg="-B$lld" -Clink-arg=-fuse-ld=lld -Clink-arg=-Wl,-z,pack-relative-relocs
-    -Clink-arg=-Wl,--no-eh-frame-hdr -Clink-arg="-Wl,-T,$PWD/tools/agent-small.ld")
+    -Clink-arg=-Wl,--icf=all -Clink-arg=-Wl,--no-eh-frame-hdr -Clink-arg="-Wl,-T,$PWD/tools/agent-small.ld")
 CARGO_TARGET_DIR=$directory cargo rustc --profile device --locked --package fleetwave-agent --bin fleetwave-agent \
     --target "$target" -- "${small[@]}" >&2
 

@@ -190,22 +190,17 @@ impl CertificateSource {
     /// What TLS shows, and the bytes it was made from.
     pub(crate) fn load(&self) -> Result<(CertifiedKey, Vec<u8>), IdentityError> {
         let mut bytes = read(&self.chain)?;
-        let chain = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
-        let chain = chain.map_err(|error| FileError::content(&self.chain, format!("not PEM: {error}")))?;
-        if chain.is_empty() {
-            return Err(FileError::content(&self.chain, "no certificate in PEM form").into());
-        }
         let certified = match &self.key {
             CertificateKey::File(path) => {
                 let key = read(path)?;
-                let parsed = PrivateKeyDer::from_pem_slice(&key)
-                    .map_err(|_| FileError::content(path, "no private key in PEM form"))?;
+                let certified = certified((&self.chain, &bytes), (path, &key))?;
                 bytes.extend(&key);
-                CertifiedKey::from_der(chain, parsed, &rustls::crypto::ring::default_provider())
-                    .map_err(|source| IdentityError::Unusable { certificate: self.chain.clone(), source })?
+                certified
             }
             #[cfg(feature = "pkcs11")]
-            CertificateKey::Token(key) => CertifiedKey::new(chain, key.clone().for_tls()?),
+            CertificateKey::Token(key) => {
+                CertifiedKey::new(certificates(&self.chain, &bytes)?, key.clone().for_tls()?)
+            }
         };
         Ok((certified, bytes))
     }
@@ -217,6 +212,27 @@ impl CertificateSource {
             CertificateKey::Token(_) => None,
         }
     }
+}
+
+/// A certificate with those between it and the authority, and its private key, from the PEM bytes of two files.
+pub(crate) fn certified(
+    (chain_path, chain): (&Path, &[u8]),
+    (key_path, key): (&Path, &[u8]),
+) -> Result<CertifiedKey, IdentityError> {
+    let chain = certificates(chain_path, chain)?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|_| FileError::content(key_path, "no private key in PEM form"))?;
+    CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+        .map_err(|source| IdentityError::Unusable { certificate: chain_path.to_owned(), source })
+}
+
+fn certificates(path: &Path, bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let chain = CertificateDer::pem_slice_iter(bytes).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| FileError::content(path, format!("not PEM: {error}")))?;
+    if chain.is_empty() {
+        return Err(FileError::content(path, "no certificate in PEM form"));
+    }
+    Ok(chain)
 }
 
 /// What a device shows.

@@ -26,6 +26,8 @@ pub(crate) use error::LinkError;
 pub(crate) use settings::is_loopback;
 pub use settings::{Address, ConnectionString, Hub, ProfileName, Provisioning, SecretKey};
 pub use tls::TlsPool;
+#[cfg(feature = "kubernetes")]
+pub(crate) use tls::{authorities, client_config};
 
 use carry::Request;
 use dial::QUEUE;

@@ -8,9 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::Uri;
 use hyper::header::HeaderValue;
+#[cfg(feature = "kubernetes")]
+use hyper_rustls::FixedServerNameResolver;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
@@ -18,6 +20,8 @@ use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
+#[cfg(feature = "kubernetes")]
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -31,7 +35,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Dialling = Pin<Box<dyn Future<Output = Result<TokioIo<Metered>, BoxError>> + Send>>;
 
 /// Makes requests.
-pub(crate) type HttpClient = Client<HttpsConnector<Route>, Empty<Bytes>>;
+pub(crate) type HttpClient = Client<HttpsConnector<Route>, Full<Bytes>>;
 
 /// What went over a try's connections, TLS and headers included.
 #[derive(Debug, Default)]
@@ -97,6 +101,28 @@ pub(crate) fn client(
     tcp.set_recv_buffer_size(limiter.as_ref().map(|limiter| limiter.socket_buffer()));
     let route = Route { dial: Dial { tcp, meter, limiter, proxied: false }, proxies };
     Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(HttpsConnector::from((route, tls)))
+}
+
+/// A client for what is no download: no proxy, no limit, nobody's bill. The server's certificate is for `name`, or for
+/// the host in the link.
+#[cfg(feature = "kubernetes")]
+pub(crate) fn direct_client(
+    tls: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
+    connect: Duration,
+) -> HttpClient {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect));
+    let proxies = Proxies { matcher: Matcher::builder().build(), inherited: false };
+    let dial = Dial { tcp, meter: Arc::default(), limiter: None, proxied: false };
+    let route = Route { dial, proxies: Arc::new(proxies) };
+    let connector = match name {
+        Some(name) => HttpsConnector::new(route, tls, true, Arc::new(FixedServerNameResolver::new(name))),
+        None => HttpsConnector::from((route, tls)),
+    };
+    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector)
 }
 
 /// Connects to a host or to its proxy.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleetwave_agent_core::{Event, FetchError, Release};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header;
 use hyper::{Request, Response, Uri};
@@ -202,8 +202,8 @@ impl Job {
         if let Some(proxy) = self.fetcher.proxies.authorization(link) {
             request = request.header(header::PROXY_AUTHORIZATION, proxy);
         }
-        let request: Request<Empty<Bytes>> =
-            request.body(Empty::new()).map_err(|_| stop(FetchError::Protocol, "the link is not a URL"))?;
+        let request: Request<Full<Bytes>> =
+            request.body(Full::default()).map_err(|_| stop(FetchError::Protocol, "the link is not a URL"))?;
         let download = &self.fetcher.download;
         let patience = download.connect_timeout.duration() + download.idle_timeout.duration();
         match timeout(patience, client.request(request)).await {

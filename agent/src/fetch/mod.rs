@@ -32,6 +32,8 @@ use tokio::sync::Notify;
 
 pub use settings::{Download, LedgerLimits, Proxy};
 
+#[cfg(feature = "kubernetes")]
+pub(crate) use connect::{HttpClient, direct_client};
 pub(crate) use ledger::{Ledger, Read as LedgerRead, Spent};
 pub(crate) use link::LinkError;
 

@@ -6,6 +6,7 @@
 //! it runs, and one that finds only some applies again what was committed. Each object carries the release that it is
 //! of, so that what runs is read from the cluster.
 
+mod access;
 mod cluster;
 mod manifest;
 mod records;

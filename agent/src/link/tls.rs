@@ -102,7 +102,8 @@ fn digest(parts: &[&[u8]]) -> [u8; 32] {
     parts.iter().fold(Sha256::new(), Sha256::chain_update).finalize().into()
 }
 
-fn authorities(path: &Path, bytes: &[u8]) -> Result<RootCertStore, LinkError> {
+/// The authorities in the bytes of the file `path`.
+pub(crate) fn authorities(path: &Path, bytes: &[u8]) -> Result<RootCertStore, LinkError> {
     let bad = |why: String| LinkError::Authorities(FileError::content(path, why));
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bytes) {
@@ -127,7 +128,8 @@ fn system_authorities() -> Result<RootCertStore, LinkError> {
     Ok(roots)
 }
 
-fn client_config(
+/// The configuration of whoever trusts `roots` and shows `certificate`.
+pub(crate) fn client_config(
     roots: Arc<RootCertStore>,
     certificate: Option<Arc<dyn ResolvesClientCert>>,
 ) -> Arc<ClientConfig> {

@@ -1,32 +1,25 @@
 //! The cluster, as far as the installer talks to it. What fails because the API server is away or busy is tried again
 //! until the step's time is over; what it refuses is told with its own words.
 
-use std::path::Path;
 use std::time::Duration;
 
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions,
 };
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::discovery::{self, Scope};
-use kube::{Client, Config, Error};
+use kube::{Client, Error};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::Options;
 use super::manifest::{Document, Item};
+use super::{Options, access};
 use crate::crash;
 use crate::install::InstallError;
 
 /// Who the agent is to the cluster: fields that others set are not its own.
 const MANAGER: &str = "fleetwave-agent";
-/// Where K3s leaves its administrator's access.
-const K3S: &str = "/etc/rancher/k3s/k3s.yaml";
 /// Pauses between tries: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// How long the API server may take to be connected to, and for an answer.
-const CONNECT: Duration = Duration::from_secs(5);
-const ANSWER: Duration = Duration::from_secs(30);
 
 /// What came in the way of a step.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +53,16 @@ impl From<ClusterError> for InstallError {
 }
 
 /// An answer that is no success.
-enum Setback {
+pub(super) enum Setback {
     /// It may go better later.
     Passing(String),
     Final(ClusterError),
+}
+
+impl From<ClusterError> for Setback {
+    fn from(error: ClusterError) -> Self {
+        Self::Final(error)
+    }
 }
 
 pub(super) struct Cluster {
@@ -76,8 +75,7 @@ impl Cluster {
     /// A client, which is made for one step: nothing of it is kept while there is nothing to do, and certificates that
     /// were renewed meanwhile are read again. No request is made yet.
     pub(super) async fn reach(options: &Options, deadline: Instant) -> Result<Self, ClusterError> {
-        let config = retry(deadline, async || access(options).await).await?;
-        let client = Client::try_from(config).map_err(|error| ClusterError::Access(chain(&error)))?;
+        let client = retry(deadline, async || access::client(options)).await?;
         Ok(Self { client, force: options.force, deadline })
     }
 
@@ -209,49 +207,6 @@ fn setback(object: &str, error: Error) -> Setback {
         }
         error => Setback::Passing(format!("{object}: {}", chain(&error))),
     }
-}
-
-/// Reads how to get at the cluster.
-async fn access(options: &Options) -> Result<Config, Setback> {
-    let named = options.kubeconfig.as_deref();
-    let in_cluster =
-        named.is_none() && !Path::new(K3S).exists() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    let config = if in_cluster {
-        Config::incluster().map_err(|error| ClusterError::Access(chain(&error))).map_err(Setback::Final)
-    } else {
-        let path = named.unwrap_or(Path::new(K3S));
-        let choice = KubeConfigOptions { context: options.context.clone(), ..KubeConfigOptions::default() };
-        let read = match Kubeconfig::read_from(path) {
-            Ok(file) if names_a_proxy(&file) => {
-                let words = format!("{}: `proxy-url` is not supported: take it out", path.display());
-                return Err(Setback::Final(ClusterError::Access(words)));
-            }
-            Ok(file) => Config::from_custom_kubeconfig(file, &choice).await,
-            Err(error) => Err(error),
-        };
-        read.map_err(|error| {
-            let words = format!("{}: {}", path.display(), chain(&error));
-            match error {
-                // K3s writes it when it starts for the first time, and again when it renews certificates.
-                KubeconfigError::ReadConfig(..) => Setback::Passing(words),
-                _ => Setback::Final(ClusterError::Access(words)),
-            }
-        })
-    };
-    let mut config = config?;
-    // What the environment says of proxies is for downloads: the cluster is on the device, or near it.
-    config.proxy_url = None;
-    // One budget for all tries: the step's.
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(ANSWER);
-    config.write_timeout = Some(ANSWER);
-    Ok(config)
-}
-
-fn names_a_proxy(file: &Kubeconfig) -> bool {
-    let mut clusters = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
-    clusters.any(|cluster| cluster.proxy_url.is_some())
 }
 
 /// An error with its causes: the outermost alone says little.

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::{Release, Releases, TrustRoot, sign};
+use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
-use kube::{Client, Config};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -26,7 +26,7 @@ use crate::target::Kind;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster, as a process that ends with this one.
-struct Server {
+pub(super) struct Server {
     child: Child,
     dir: tempfile::TempDir,
 }
@@ -57,7 +57,7 @@ impl Server {
         child
     }
 
-    fn kubeconfig(&self, user: &str) -> PathBuf {
+    pub(super) fn kubeconfig(&self, user: &str) -> PathBuf {
         let file = if user == "admin" { "kubeconfig".to_owned() } else { format!("{user}.kubeconfig") };
         self.dir.path().join("cluster").join(file)
     }
@@ -102,7 +102,7 @@ fn binary() -> Option<&'static Path> {
 }
 
 /// The one that the tests share, each in a namespace of its own.
-fn shared() -> Option<&'static Server> {
+pub(super) fn shared() -> Option<&'static Server> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     SERVER.get_or_init(Server::start).as_ref()
 }
@@ -120,15 +120,10 @@ impl World {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let namespace = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let kubeconfig = server.kubeconfig("admin");
-        let file = kube::config::Kubeconfig::read_from(&kubeconfig).expect("a kubeconfig");
-        let mut config =
-            Config::from_custom_kubeconfig(file, &Default::default()).await.expect("a configuration");
-        // As the installer has it, whatever the environment says.
-        config.proxy_url = None;
-        let client = Client::try_from(config).expect("a client");
         let options =
             json!({"namespace": namespace, "kubeconfig": kubeconfig, "timeout_seconds": PATIENCE.as_secs()});
         let options = serde_json::from_value(options).expect("a configuration");
+        let Ok(client) = super::access::client(&options) else { panic!("no access by {kubeconfig:?}") };
         let world = Self { client, namespace, dir: tempfile::tempdir().expect("a directory"), options };
         let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": world.namespace}});
         let namespaces: Api<DynamicObject> =
@@ -260,6 +255,6 @@ fn with_world(test: impl AsyncFnOnce(World)) {
     block_on(async { test(World::new(server).await).await });
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }

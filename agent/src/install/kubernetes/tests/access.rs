@@ -1,5 +1,8 @@
 //! What the cluster refuses, and a cluster that is away.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 
 /// The role that the documentation has to be copied, for a namespace.
@@ -192,16 +195,22 @@ fn a_cluster_that_stays_away_is_told_when_time_is_over() {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|socket| socket.local_addr())
             .expect("a port");
-        let text = format!(
-            "{{apiVersion: v1, kind: Config, clusters: [{{name: c, cluster: {{server: 'http://{port}'}}}}], \
-             users: [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
-             current-context: c}}"
-        );
-        fs::write(&kubeconfig, text.replace("server:", "proxy-url: 'http://127.0.0.1:1', server:"))
-            .expect("written");
+        let authority = rcgen::generate_simple_self_signed(["api".to_owned()]).expect("a certificate");
+        let mut config = json!({
+            "clusters": [{"name": "c", "cluster": {
+                "server": format!("https://{port}"),
+                "certificate-authority-data": STANDARD.encode(authority.cert.pem()),
+                "proxy-url": "http://127.0.0.1:1",
+            }}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "c",
+        });
+        fs::write(&kubeconfig, config.to_string()).expect("written");
         let error = workload().stage(release.clone()).await.expect_err("not supported");
         assert!(matches!(&error, InstallError::Refused(words) if words.contains("`proxy-url`")), "{error}");
-        fs::write(&kubeconfig, text).expect("written");
+        config["clusters"][0]["cluster"]["proxy-url"] = Value::Null;
+        fs::write(&kubeconfig, config.to_string()).expect("written");
         let error = workload().stage(release).await.expect_err("away");
         assert!(
             matches!(&error, InstallError::Refused(words) if words.contains("cannot be reached")),
