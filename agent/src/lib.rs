@@ -35,9 +35,15 @@ mod units;
 mod watch;
 mod watchdog;
 
+#[cfg(all(test, feature = "kubernetes"))]
+#[path = "../tests/common/cluster.rs"]
+mod cluster;
 #[cfg(test)]
 #[path = "../tests/common/loader.rs"]
 mod loader;
+#[cfg(test)]
+#[path = "../tests/common/pods.rs"]
+mod pods;
 #[cfg(test)]
 #[path = "../tests/common/real.rs"]
 mod real;

@@ -1,5 +1,7 @@
 //! Programs of the system that tests run for real.
 
+#![allow(dead_code, reason = "each test crate uses its part")]
+
 use std::path::Path;
 
 /// Whether a program is there. Without it a test is skipped, and says so; where `FLEETWAVE_TEST_REAL` is 1 it fails.

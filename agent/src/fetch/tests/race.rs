@@ -1,4 +1,5 @@
-//! How fast a download is beside `curl`, which neither hashes nor makes anything durable. Not a test: run it by
+//! How fast a download is beside `curl`, which neither hashes nor makes anything durable, and beside the same work done
+//! by a shell. Not a test: run it by
 //! `cargo test --release -p fleetwave-agent --lib fetch::tests::race -- --ignored --nocapture`.
 
 use std::process::Command;
@@ -30,8 +31,18 @@ async fn beside_curl() {
     let file = device.dir.path().join("curl");
     for (what, link) in [("TLS", nginx.link("payload")), ("plain", format!("http://{}/payload", nginx.plain))]
     {
-        let mut ours = Vec::new();
-        let mut theirs = Vec::new();
+        let (mut ours, mut curl, mut shell) = (Vec::new(), Vec::new(), Vec::new());
+        let run = |script: &str| {
+            let _ = std::fs::remove_file(&file);
+            let start = Instant::now();
+            let status = Command::new("sh")
+                .args(["-c", script, "sh"])
+                .args([&file, &device.dir.path().join("nginx/ca.pem")])
+                .arg(&link)
+                .status();
+            assert!(status.expect("sh runs").success());
+            start.elapsed()
+        };
         for _ in 0..ROUNDS {
             device.payload.discard().expect("discards");
             let _ = std::fs::remove_file(&device.place.path);
@@ -39,27 +50,18 @@ async fn beside_curl() {
             assert_eq!(device.fetch(&fetcher, &link, &release).await, Event::Fetched);
             assert_eq!(device.verify(&release).await, Event::Verified(Ok(())));
             ours.push(start.elapsed());
-
-            let _ = std::fs::remove_file(&file);
-            let start = Instant::now();
-            let curl = Command::new("curl")
-                .args(["-s", "-o"])
-                .arg(&file)
-                .arg("--cacert")
-                .arg(device.dir.path().join("nginx/ca.pem"))
-                .arg(&link)
-                .status()
-                .expect("curl runs");
-            assert!(curl.success());
-            theirs.push(start.elapsed());
+            curl.push(run("curl -s -o \"$1\" --cacert \"$2\" \"$3\""));
+            shell.push(run(
+                "curl -s --cacert \"$2\" \"$3\" | tee \"$1\" | sha256sum > /dev/null && sync -d \"$1\"",
+            ));
         }
-        let (ours, theirs) = (median(ours), median(theirs));
-        let rate = |time: Duration| SIZE as f64 / time.as_secs_f64() / 1e6;
+        let rate = |times: Vec<Duration>| SIZE as f64 / median(times).as_secs_f64() / 1e6;
+        let (ours, curl, shell) = (rate(ours), rate(curl), rate(shell));
         println!(
-            "{what}: {:.0} MB/s hashed, written, durable; curl {:.0} MB/s; ratio {:.2}",
-            rate(ours),
-            rate(theirs),
-            rate(ours) / rate(theirs)
+            "{what}: {ours:.0} MB/s hashed, written, durable; curl {curl:.0} MB/s: {:.2}; \
+             curl | tee | sha256sum, sync {shell:.0} MB/s: {:.2}",
+            ours / curl,
+            ours / shell
         );
     }
     println!("peak memory: {} KiB above what there was before the downloads", peak().saturating_sub(before));

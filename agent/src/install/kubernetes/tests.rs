@@ -6,7 +6,6 @@ mod updates;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,86 +19,11 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+pub(super) use crate::cluster::Server;
 use crate::target::Kind;
 
 /// Long enough for a loaded machine; nothing waits so long unless it fails.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A cluster, as a process that ends with this one.
-pub(super) struct Server {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Server {
-    /// Starts one; `None` if there is none to start, which `FLEETWAVE_TEST_REAL=1` forbids.
-    fn start() -> Option<Self> {
-        let dir = tempfile::tempdir().expect("a directory");
-        let child = Self::spawn(binary()?, dir.path(), 0);
-        Some(Self { child, dir })
-    }
-
-    fn spawn(binary: &Path, dir: &Path, port: u16) -> Child {
-        let log = fs::File::create(dir.join("log")).expect("a log");
-        let mut command = Command::new(binary);
-        command.arg("-dir").arg(dir.join("cluster")).args(["-port", &port.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        let mut child = command.spawn().expect("the cluster starts");
-        let ready = dir.join("cluster/kubeconfig");
-        let give_up = std::time::Instant::now() + PATIENCE;
-        while !ready.exists() {
-            let ended = child.try_wait().expect("a child");
-            let late = std::time::Instant::now() > give_up;
-            let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
-            assert!(ended.is_none() && !late, "the cluster does not come up: {}", log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        child
-    }
-
-    pub(super) fn kubeconfig(&self, user: &str) -> PathBuf {
-        let file = if user == "admin" { "kubeconfig".to_owned() } else { format!("{user}.kubeconfig") };
-        self.dir.path().join("cluster").join(file)
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().expect("it runs");
-        self.child.wait().expect("it ended");
-    }
-
-    /// The same cluster again, at the same address.
-    fn restart(&mut self, port: u16) {
-        let _ = fs::remove_file(self.kubeconfig("admin"));
-        self.child = Self::spawn(binary().expect("it was started before"), self.dir.path(), port);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The program. Where it must be there, and nobody says where, it is built.
-fn binary() -> Option<&'static Path> {
-    static BINARY: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let find = || {
-        if let Some(path) = std::env::var_os("FLEETWAVE_DEVKUBE") {
-            return Some(path.into());
-        }
-        if std::env::var("FLEETWAVE_TEST_REAL").is_ok_and(|value| value == "1") {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/devkube.sh");
-            let built = Command::new(script).stderr(Stdio::inherit()).output().expect("the script runs");
-            let path = String::from_utf8(built.stdout).expect("a path");
-            assert!(built.status.success(), "FLEETWAVE_TEST_REAL=1, but there is no API server");
-            return Some(path.trim_end().into());
-        }
-        eprintln!("skipped: there is no API server: FLEETWAVE_DEVKUBE=$(tools/devkube.sh) names one");
-        None
-    };
-    BINARY.get_or_init(find).as_deref()
-}
 
 /// The one that the tests share, each in a namespace of its own.
 pub(super) fn shared() -> Option<&'static Server> {

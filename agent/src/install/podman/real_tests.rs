@@ -1,82 +1,35 @@
 //! With the real podman, its storage and its images in a directory of the test's own.
 
-use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::*;
 use crate::install::bench::{Bench, activate, archive, stage, stands};
-use crate::real;
+use crate::pods::{Podman, SERVE, pod};
 use crate::target::Kind;
-
-/// What works in a container without systemd; nothing that is shared with other storage on the machine.
-const CONF: &str = "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=10000:10000\"]\n\
-                    [network]\nnetwork_backend = \"netavark\"\n\
-                    [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
-                    infra_image = \"localhost/pause:1\"\nlock_type = \"file\"\n";
 
 struct Pods {
     bench: Bench,
+    podman: Podman,
 }
 
 impl Pods {
-    /// `None`, and a word about it, if podman is not here.
     fn new() -> Option<Self> {
-        if !(real::have("podman") && real::have("runc") && real::have("busybox")) {
-            return None;
-        }
-        let pods = Self { bench: Bench::new(Kind::Workload, "web") };
-        let conf = format!("{CONF}tmp_dir = {:?}\n", pods.bench.path("tmp"));
-        std::fs::write(pods.bench.path("containers.conf"), conf).expect("written");
-        let root = pods.bench.path("image/bin");
-        std::fs::create_dir_all(&root).expect("created");
-        let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-        std::fs::copy(busybox.expect("busybox"), root.join("busybox")).expect("copied");
-        std::os::unix::fs::symlink("busybox", root.join("sh")).expect("linked");
-        let image = pods.bench.path("image.tar");
-        let mut tar = tar::Builder::new(std::fs::File::create(&image).expect("created"));
-        tar.follow_symlinks(false);
-        tar.append_dir_all(".", pods.bench.path("image")).expect("packed");
-        tar.into_inner().expect("packed");
-        // As process 1 of its container a shell ends on a signal only if it asks for it.
-        let idle = r#"CMD ["/bin/sh", "-c", "trap 'exit 0' TERM; busybox sleep 1000 & wait"]"#;
-        for name in ["localhost/pause:1", "localhost/app:1"] {
-            pods.podman(&["import", "-c", idle, image.to_str().expect("text"), name]);
-        }
-        Some(pods)
-    }
-
-    fn words(&self) -> Vec<String> {
-        let path = |name: &str| self.bench.path(name).display().to_string();
-        let conf = format!("CONTAINERS_CONF={}", path("containers.conf"));
-        let (root, run) = (path("root"), path("run"));
-        ["env", &conf, "podman", "--root", &root, "--runroot", &run, "--storage-driver", "vfs"]
-            .map(str::to_owned)
-            .to_vec()
+        Some(Self { podman: Podman::new()?, bench: Bench::new(Kind::Workload, "web") })
     }
 
     fn podman(&self, words: &[&str]) -> String {
-        let always = self.words();
-        let output = Command::new(&always[0]).args(&always[1..]).args(words).output().expect("podman runs");
-        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        self.podman.run(words)
+    }
+
+    fn running(&self) -> Vec<String> {
+        self.podman.running()
     }
 
     fn installer(&self, more: &str) -> Rc<dyn Installer> {
-        let words = self.words();
-        self.bench.installer::<Options>(&format!(
-            "podman = {words:?}\nplay_options = ['--network', 'none']\nsteady_seconds = 1\n{more}"
-        ))
-    }
-
-    /// The running containers, by name.
-    fn running(&self) -> Vec<String> {
-        let names = self.podman(&["ps", "--filter", "status=running", "--format", "{{.Names}}"]);
-        let mut names: Vec<_> =
-            names.lines().filter(|name| !name.ends_with("-infra")).map(str::to_owned).collect();
-        names.sort();
-        names
+        let section = self.podman.section();
+        self.bench.installer::<Options>(&format!("{section}steady_seconds = 1\n{more}"))
     }
 
     async fn stage(&self, installer: &Rc<dyn Installer>, id: &str, seq: u64, payload: &[u8]) {
@@ -91,24 +44,6 @@ impl Pods {
         Rc::clone(installer).commit().await.expect("committed");
     }
 }
-
-impl Drop for Pods {
-    fn drop(&mut self) {
-        let always = self.words();
-        let ended =
-            Command::new(&always[0]).args(&always[1..]).args(["pod", "rm", "--all", "--force"]).output();
-        assert!(ended.is_ok_and(|output| output.status.success()), "pods are left");
-    }
-}
-
-fn pod(name: &str, script: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  restartPolicy: Never\n  containers:\n  \
-         - name: main\n    image: localhost/app:1\n    command: [\"/bin/sh\", \"-c\", \"{script}\"]\n"
-    )
-}
-
-const SERVE: &str = "trap 'exit 0' TERM; busybox sleep 1000 & wait";
 
 #[tokio::test]
 async fn pods_are_replaced_and_ones_that_fail_leave_the_ones_before() {
