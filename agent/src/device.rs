@@ -197,6 +197,7 @@ impl<'a> Device<'a> {
             let on_trial = |unit: &Unit| unit.target == Target::firmware() && unit.on_trial();
             guard.attend(self.units.iter().any(on_trial)).await;
             self.host.show(&self.units);
+            self.host.give_way().await;
             if std::mem::take(&mut self.reboot) {
                 match self.go_down(stop.as_mut(), guard).await {
                     Some(death) => return death,
@@ -228,7 +229,11 @@ impl<'a> Device<'a> {
                 Happened::Arrived(arrival) => self.arrived(arrival),
                 Happened::Done(index, step) => match self.units[index].done(step) {
                     None | Some(Activated::Running) => {}
-                    Some(Activated::Anew) => return Death::Anew,
+                    // As a machine that goes down in good order would.
+                    Some(Activated::Anew) => {
+                        self.farewell().await;
+                        return Death::Anew;
+                    }
                     Some(Activated::GoingDown) => {
                         self.farewell().await;
                         return Death::GoingDown;

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use fleetwave_agent_core::State;
 use serde_json::{Map, Value};
 
 /// Something that happened to an agent.
@@ -15,6 +16,8 @@ pub enum Seen<'a> {
     Lost,
     /// It knows that its firmware is to be this release.
     Wanted(&'a Map<String, Value>),
+    /// The update of its firmware stands here now.
+    Entered(State),
     /// It asks for a download; again, if that was not answered.
     Asked,
     /// It has the download's address, and takes it.

@@ -38,6 +38,11 @@ impl Shard {
         if let Some(who) = self.sessions.registration(index) {
             return self.registering(&who, packet);
         }
+        if let Some((_, serial)) = self.open(index)
+            && let Some(tap) = &self.sessions.tap
+        {
+            tap.up(serial, &packet);
+        }
         match packet {
             Packet::Publish(publish) => self.publish(index, &publish),
             Packet::PubAck(ack) => self.acknowledge(index, ack.pkid),
@@ -60,6 +65,11 @@ impl Shard {
         let home = self.assign.shard(&connect.client_id, self.shards.len());
         if home != self.index {
             return Flow::Elsewhere(home, Box::new(connect));
+        }
+        if let Some(serial) = self.sessions.get(index).map(|session| session.serial)
+            && let Some(tap) = &mut self.sessions.tap
+        {
+            tap.connect(serial, &connect);
         }
         let claim = match Claim::read(&connect) {
             Ok(claim) => claim,

@@ -34,6 +34,7 @@ pub mod pki;
 pub mod plain;
 pub mod policy;
 mod reactor;
+pub mod recorder;
 pub mod rest;
 mod server;
 mod session;

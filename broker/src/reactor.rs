@@ -497,6 +497,9 @@ impl Shard {
     /// Ends a session.
     pub(crate) fn end(&mut self, index: u32, why: End) {
         let Some(removed) = self.sessions.remove(index) else { return };
+        if let Some(tap) = &mut self.sessions.tap {
+            tap.end(removed.serial, why);
+        }
         let metrics = &mut self.engine.metrics;
         match why {
             End::Disconnected | End::Lost | End::Down => {}

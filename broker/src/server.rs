@@ -33,6 +33,7 @@ use crate::memory::MemoryConnector;
 use crate::plain::PlainError;
 use crate::policy::{HostNames, Policies, Policy};
 use crate::reactor::{Door, Parts, Shard, WAKER};
+use crate::recorder::{Recorder, Tap};
 use crate::rest::{Api, RestServer};
 use crate::session::Sessions;
 use crate::store::{OpenError, Restored, Store, TableError};
@@ -96,6 +97,7 @@ pub struct HubServerBuilder {
     storage: Option<StorageAccount>,
     data: Option<PathBuf>,
     bus: Option<SocketAddr>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl HubServerBuilder {
@@ -244,6 +246,13 @@ impl HubServerBuilder {
         self
     }
 
+    /// Keeps every MQTT message.
+    #[must_use]
+    pub fn recorder(mut self, recorder: Arc<Recorder>) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
     /// Listens and serves.
     ///
     /// # Errors
@@ -388,12 +397,14 @@ impl HubServerBuilder {
                 instruments: instruments.clone(),
             });
             engine.tell_restored(outputs);
+            let mut sessions = Sessions::new(transports, engine.is_durable());
+            sessions.tap = self.recorder.clone().map(Tap::new);
             let shard = Shard::new(Parts {
                 index,
                 shards: shards.clone(),
                 assign: self.assign.clone(),
                 gate: gate.clone(),
-                sessions: Sessions::new(transports, engine.is_durable()),
+                sessions,
                 dps: dps.clone(),
                 engine,
                 poll,
@@ -472,6 +483,7 @@ impl HubServer {
             storage: None,
             data: None,
             bus: None,
+            recorder: None,
         }
     }
 

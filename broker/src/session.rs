@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use crate::codec::{self, Will};
 use crate::dps::Registration;
 use crate::engine::{Ending, Outlet};
+use crate::recorder::Tap;
 use crate::tls::PeerIdentity;
 use crate::transport::tcp::Received;
 use crate::transport::{Line, Sent, Transport, Transports};
@@ -204,6 +205,8 @@ pub(crate) struct Sessions {
     desired: LastDesired,
     pub(crate) aftermath: Aftermath,
     pub(crate) sending: Sending,
+    /// Who is shown everything.
+    pub(crate) tap: Option<Tap>,
     /// What is sent waits until the turn is durable.
     durable: bool,
     /// Sessions with something that waits for that, and lines to be closed after it.
@@ -228,6 +231,7 @@ pub(crate) fn seconds(now: Now) -> u32 {
 impl Sessions {
     pub(crate) fn new(transports: Transports, durable: bool) -> Self {
         Self {
+            tap: None,
             durable,
             waiting: Vec::new(),
             closing: Vec::new(),
@@ -486,6 +490,9 @@ impl Sessions {
     fn transmit(&mut self, index: u32, bytes: &[u8]) {
         let Some(session) = self.table.get_mut(index as usize).and_then(Option::as_mut) else { return };
         self.sending.bytes += bytes.len() as u64;
+        if let Some(tap) = &self.tap {
+            tap.down(session.serial, bytes);
+        }
         if self.durable || session.buffers.as_ref().is_some_and(|buffers| !buffers.unsent.is_empty()) {
             let buffers = session.buffers.get_or_insert_default();
             if self.durable && buffers.unsent.is_empty() {

@@ -8,7 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::{
-    AtDeadline, Backoff, Caps, Days, Locks, Policy, ReleaseId, Releases, TrustRoot, Window, sign,
+    AtDeadline, Backoff, Caps, Days, FIRMWARE, Locks, Policy, ReleaseId, Releases, TrustRoot, Unsigned,
+    Window, sign,
 };
 use fleetwave_hub_core::{Configuration, ConfigurationSpec, HubError};
 use serde_json::{Map, Value};
@@ -34,6 +35,14 @@ pub(crate) fn trusted_keys() -> String {
     KEYS.map(line).concat()
 }
 
+/// A reference that all devices of a run trust, beside those of its scenario.
+#[must_use]
+pub fn sign_for_all(release: &Unsigned<'_>) -> Map<String, Value> {
+    let keys = KEYS.map(|(id, key)| (id, SigningKey::from_bytes(&key)));
+    let keys: Vec<(&str, &SigningKey)> = keys.iter().map(|(id, key)| (*id, key)).collect();
+    release.sign(&keys)
+}
+
 /// The releases of a run: what agents know of them, and what the scenario says of them.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
@@ -51,7 +60,8 @@ impl Catalogue {
     #[must_use]
     pub fn of(scenario: &Scenario, digest: impl Fn(&Release) -> [u8; 32]) -> Self {
         let keys = KEYS.map(|(id, key)| (id.to_owned(), SigningKey::from_bytes(&key).verifying_key()));
-        let mut releases = Releases::new(TrustRoot::new(keys.to_vec(), THRESHOLD));
+        let releases = Releases::new(TrustRoot::new(keys.to_vec(), THRESHOLD));
+        let mut releases = releases.fitting(FIRMWARE, None);
         let initial = releases.preinstalled(&scenario.fleet.release.id, scenario.fleet.release.seq);
         let mut catalogue = Self { releases, initial, specs: vec![None], references: Vec::new() };
         for step in &scenario.steps {

@@ -130,6 +130,9 @@ impl Device<'_> {
                 }
             }
             Effect::AnswerAbort { taken } => self.cancelled(index, taken),
+            Effect::Entered(state) if unit.target == Target::firmware() => {
+                self.host.watched(Seen::Entered(state));
+            }
             _ => {}
         }
     }

@@ -57,6 +57,13 @@ impl Host {
         }
     }
 
+    /// Whoever watches may want to end it right here, as a power cut would.
+    pub(super) async fn give_way(&self) {
+        if self.watch.is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Tells the watch, if there is one.
     pub(super) fn watched(&self, seen: Seen<'_>) {
         if let Some(watch) = &self.watch {

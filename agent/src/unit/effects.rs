@@ -123,6 +123,7 @@ impl Unit {
             Effect::Entered(state) => {
                 self.counters.entered(self.target.as_str(), state.name());
                 tracing::info!(target = %self.target, state = state.name(), "entered");
+                return Some(effect);
             }
             _ => return Some(effect),
         }

@@ -28,6 +28,7 @@ pub use fault::{Fault, FaultKind};
 
 use crate::clock::Clock;
 use crate::listen::{self, ListenError};
+use crate::recorder::Recorder;
 use body::Pacer;
 use url::Signer;
 
@@ -115,6 +116,7 @@ struct Shared {
     blobs: RwLock<HashMap<String, Content>>,
     faults: RwLock<Arc<[Fault]>>,
     tally: Tally,
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// Settings of the endpoint.
@@ -129,6 +131,7 @@ pub struct BlobServerBuilder {
     threads: usize,
     tls: Option<Arc<ServerConfig>>,
     host: Option<String>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl BlobServerBuilder {
@@ -188,6 +191,13 @@ impl BlobServerBuilder {
         self
     }
 
+    /// Keeps every request and what it was answered with.
+    #[must_use]
+    pub fn recorder(mut self, recorder: Arc<Recorder>) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
     /// How many threads serve; one if not set.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
@@ -211,6 +221,7 @@ impl BlobServerBuilder {
             blobs: RwLock::default(),
             faults: RwLock::new(Arc::from([])),
             tally: Tally::default(),
+            recorder: self.recorder,
         });
         let (stop, stopped) = watch::channel(false);
         let mut threads = Vec::with_capacity(self.threads);
@@ -255,6 +266,7 @@ impl BlobServer {
             threads: 1,
             tls: None,
             host: None,
+            recorder: None,
         }
     }
 

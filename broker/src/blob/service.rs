@@ -19,7 +19,21 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<BlobBody>, Infallible> {
     let number = shared.tally.requests.fetch_add(1, Ordering::Relaxed);
-    Ok(respond(&shared, &request, number))
+    let response = respond(&shared, &request, number);
+    if let Some(recorder) = &shared.recorder {
+        recorder.download(told(&request, &response));
+    }
+    Ok(response)
+}
+
+/// A request and its answer, without the signature.
+fn told(request: &Request<Incoming>, response: &Response<BlobBody>) -> String {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let range = header(header::RANGE).map_or(String::new(), |range| format!(" {range}"));
+    let retry = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry = retry.map_or(String::new(), |seconds| format!(", retry after {seconds} s"));
+    let (method, path, status) = (request.method(), request.uri().path(), response.status().as_u16());
+    format!("{method} {path}{range}: {status}{retry}")
 }
 
 fn respond(shared: &Arc<Shared>, request: &Request<Incoming>, number: u64) -> Response<BlobBody> {

@@ -2,14 +2,17 @@
 //! files in a directory of the run's own. Many live on one thread. What they are measured by, they show to the shard
 //! that counts for them.
 
-use std::collections::HashSet;
+mod config;
+mod power;
+
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
-use fleetwave_agent::{Config, Seen, TlsPool};
+use fleetwave_agent::{Config, Seen, TlsPool, Watch};
 use fleetwave_hub::Clock;
 use fleetwave_protocol::Instant;
 use serde_json::{Map, Value};
@@ -18,13 +21,17 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
+use self::power::{Cut, Power};
 use super::login::Login;
-use super::shard::Order;
+use super::shard::{Order, Victims};
 use super::stage::failed;
-use crate::device::World;
-use crate::rollout;
+use crate::device::{World, state_of};
 use crate::run::EngineError;
+use crate::scenario::dist::Dist;
+use crate::scenario::fault::CutMoment;
+use crate::scenario::fleet::Purpose;
 use crate::scenario::model::Driver;
+use crate::scenario::step::Arrival;
 
 /// Agents that share a thread before another one helps.
 const ON_ONE_THREAD: usize = 250;
@@ -51,16 +58,18 @@ pub(super) enum Shown {
     Granted,
 }
 
-impl From<Seen<'_>> for Shown {
-    fn from(seen: Seen<'_>) -> Self {
-        match seen {
+impl Shown {
+    /// What the shard is to know of.
+    fn of(seen: Seen<'_>) -> Option<Self> {
+        Some(match seen {
             Seen::Connecting => Self::Connecting,
             Seen::Connected => Self::Connected,
             Seen::Lost => Self::Lost,
             Seen::Wanted(reference) => Self::Wanted(Box::new(reference.clone())),
             Seen::Asked => Self::Asked,
             Seen::Granted => Self::Granted,
-        }
+            Seen::Entered(_) => return None,
+        })
     }
 }
 
@@ -77,11 +86,13 @@ pub(super) struct Setting {
     pub(super) share: u64,
 }
 
-/// An agent is to start then.
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    number: u64,
-    at: Instant,
+/// What an agent's thread is told.
+#[derive(Clone, Debug)]
+enum Call {
+    /// An agent is to start then.
+    Start { number: u64, at: Instant },
+    /// A device's power is to go.
+    Cut { number: u64, cut: Cut },
 }
 
 /// The threads of the real agents.
@@ -122,18 +133,44 @@ impl Agents {
         Ok(Self { setting, numbers, called: HashSet::new(), crews, _files: files })
     }
 
-    /// Devices are told to connect, each at its time: the agents among them start.
+    /// What concerns the real agents among the devices.
     pub(super) fn tell(&mut self, order: &Order) {
-        let Order::Connect { from, step, group, arrival } = order else { return };
-        let fleet = self.setting.world.fleet();
-        for (place, number) in self.numbers.iter().enumerate() {
-            let Some(offset) = fleet.arrival(*number, *step, *group, *arrival) else { continue };
-            if self.called.insert(*number) {
-                let (calls, _) = &self.crews[place % self.crews.len()];
-                // A thread that is gone shows when it is joined.
-                let _ = calls.send(Call { number: *number, at: *from + offset });
+        match order {
+            Order::Connect { from, step, group, arrival } => self.start_those(*from, *step, *group, *arrival),
+            Order::PowerCut { victims, during, off_for } => self.cut_those(victims, *during, off_for),
+            _ => {}
+        }
+    }
+
+    /// Devices are told to connect, each at its time: they start.
+    fn start_those(&mut self, from: Instant, step: usize, group: Option<usize>, arrival: Arrival) {
+        for place in 0..self.numbers.len() {
+            let number = self.numbers[place];
+            let offset = self.setting.world.fleet().arrival(number, step, group, arrival);
+            if let Some(offset) = offset
+                && self.called.insert(number)
+            {
+                self.call(place, Call::Start { number, at: from + offset });
             }
         }
+    }
+
+    fn cut_those(&self, victims: &Victims, during: CutMoment, off_for: &Dist) {
+        let fleet = self.setting.world.fleet();
+        for (place, number) in self.numbers.iter().enumerate() {
+            if fleet.is_hit(*number, victims.step, victims.group, victims.share) {
+                let (moment, through) = fleet.power_cut(*number, victims.step, during);
+                let mut rng = fleet.rng(*number, Purpose::PowerCut);
+                let cut = Cut { state: state_of(moment), through, off: off_for.sample(&mut rng) };
+                self.call(place, Call::Cut { number: *number, cut });
+            }
+        }
+    }
+
+    /// To the thread of the agent in this place. One that is gone shows when it is joined.
+    fn call(&self, place: usize, call: Call) {
+        let (calls, _) = &self.crews[place % self.crews.len()];
+        let _ = calls.send(call);
     }
 
     /// How many threads there are.
@@ -166,9 +203,24 @@ fn perform(setting: &Arc<Setting>, files: &Path, mut called: UnboundedReceiver<C
         let (stop, stopped) = watch::channel(());
         let pool = Rc::new(TlsPool::default());
         let mut agents = JoinSet::new();
+        let mut powers: HashMap<u64, Rc<Power>> = HashMap::new();
         while let Some(call) = called.recv().await {
-            let config = setting.config(call.number, files);
-            agents.spawn_local(live(setting.clone(), pool.clone(), call, config, stopped.clone()));
+            match call {
+                Call::Start { number, at } => {
+                    let life = Life {
+                        setting: setting.clone(),
+                        number,
+                        config: setting.config(number, files),
+                        power: powers.entry(number).or_default().clone(),
+                    };
+                    agents.spawn_local(life.lead(pool.clone(), at, stopped.clone()));
+                }
+                Call::Cut { number, cut } => {
+                    if let Some(power) = powers.get(&number) {
+                        power.is_to_go(cut);
+                    }
+                }
+            }
         }
         drop(stop);
         let mut wrong = Vec::new();
@@ -183,64 +235,65 @@ fn perform(setting: &Arc<Setting>, files: &Path, mut called: UnboundedReceiver<C
     })
 }
 
-/// One agent, from its start until the run ends.
-async fn live(
+/// One agent, from its start until the run ends, and what happens to the device around it.
+struct Life {
     setting: Arc<Setting>,
-    pool: Rc<TlsPool>,
-    call: Call,
+    number: u64,
     config: Result<Config, String>,
-    mut stopped: watch::Receiver<()>,
-) -> Result<(), String> {
-    let id = setting.world.fleet().id(call.number);
-    let wrong = |why: String| format!("the real agent of {id}: {why}");
-    let config = config.map_err(wrong)?;
-    tokio::select! {
-        _ = stopped.changed() => return Ok(()),
-        () = tokio::time::sleep(call.at.since(setting.clock.now().at)) => {}
-    }
-    let shard = ((call.number / setting.share) as usize).min(setting.signs.len() - 1);
-    let index = (call.number - shard as u64 * setting.share) as u32;
-    let (signs, clock) = (setting.signs[shard].clone(), setting.clock.clone());
-    let watch = move |seen: Seen<'_>| {
-        // A shard that has ended looks no more.
-        let _ = signs.send(Sign { index, at: clock.now().at, what: seen.into() });
-    };
-    let stop = async {
-        // The other end says nothing: it is dropped.
-        let _ = stopped.changed().await;
-    };
-    let ended = fleetwave_agent::live_watched(&config, &pool, false, stop, Some(Rc::new(watch))).await;
-    ended.map(drop).map_err(|error| wrong(error.to_string()))
+    power: Rc<Power>,
 }
 
-impl Setting {
-    /// What an operator would write for this device.
-    fn config(&self, number: u64, files: &Path) -> Result<Config, String> {
-        let scenario = self.world.scenario();
-        let (agent, installed) = (&scenario.agent, &scenario.fleet.release);
-        let id = self.world.fleet().id(number);
-        let state = files.join(&id);
-        let text = format!(
-            "state = {state:?}\n\
-             [hub]\nplain = true\nkeep_alive_seconds = {keep_alive}\n\
-             connection_string = \"HostName={reach};DeviceId={id};SharedAccessKey={key}\"\n\
-             [trust]\nthreshold = {threshold}\n[trust.keys]\n{keys}\
-             [firmware]\ninstaller = \"directory\"\ninstalled = {{ id = {release:?}, seq = {seq} }}\n\
-             [limits]\nsplay_seconds = {splay}\nretry_seconds = {retry}\nreconnect_seconds = {reconnect}\n\
-             probation_seconds = {probation}\n",
-            state = state.display().to_string(),
-            keep_alive = agent.keep_alive.duration().as_secs().clamp(5, 1177),
-            reach = self.reach,
-            key = self.login.group_key.derive(&id).to_base64(),
-            threshold = rollout::THRESHOLD,
-            keys = rollout::trusted_keys(),
-            release = installed.id,
-            seq = installed.seq,
-            splay = agent.splay.duration().as_secs_f64(),
-            retry = agent.backoff.first.duration().as_secs_f64(),
-            reconnect = agent.reconnect.first.duration().as_secs_f64(),
-            probation = agent.probation_timeout.duration().as_secs_f64(),
-        );
-        Config::parse(&text, Path::new("agent.toml")).map_err(|error| error.to_string())
+impl Life {
+    async fn lead(
+        self,
+        pool: Rc<TlsPool>,
+        at: Instant,
+        mut stopped: watch::Receiver<()>,
+    ) -> Result<(), String> {
+        let Self { setting, number, config, power } = self;
+        let id = setting.world.fleet().id(number);
+        let wrong = |why: String| format!("the real agent of {id}: {why}");
+        let config = config.map_err(wrong)?;
+        tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            () = tokio::time::sleep(at.since(setting.clock.now().at)) => {}
+        }
+        let shard = ((number / setting.share) as usize).min(setting.signs.len() - 1);
+        let index = (number - shard as u64 * setting.share) as u32;
+        let (signs, clock) = (setting.signs[shard].clone(), setting.clock.clone());
+        let show = move |what| {
+            // A shard that has ended looks no more.
+            let _ = signs.send(Sign { index, at: clock.now().at, what });
+        };
+        let watch: Watch = {
+            let (power, show) = (power.clone(), show.clone());
+            Rc::new(move |seen: Seen<'_>| {
+                if let Seen::Entered(state) = seen {
+                    power.enters(state);
+                }
+                if let Some(what) = Shown::of(seen) {
+                    show(what);
+                }
+            })
+        };
+        loop {
+            let mut stop = stopped.clone();
+            let stop = async {
+                // The other end says nothing: it is dropped.
+                let _ = stop.changed().await;
+            };
+            let agent = fleetwave_agent::live_watched(&config, &pool, false, stop, Some(watch.clone()));
+            let off = tokio::select! {
+                biased;
+                // What the agent was in the middle of is dropped, and its connection with it.
+                off = power.goes() => off,
+                ended = agent => return ended.map(drop).map_err(|error| wrong(error.to_string())),
+            };
+            show(Shown::Lost);
+            tokio::select! {
+                _ = stopped.changed() => return Ok(()),
+                () = tokio::time::sleep(off) => {}
+            }
+        }
     }
 }

@@ -25,11 +25,14 @@ mod tally;
 mod transport;
 mod wheel;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant as Clock;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant as Clock};
 
 use fleetwave_agent_core::State;
+use fleetwave_hub::HubControl;
+use fleetwave_hub::blob::BlobControl;
+use fleetwave_hub::recorder::Recorder;
 use fleetwave_protocol::Instant;
 use fleetwave_protocol::sas::Key;
 use fleetwave_report::record::Transport;
@@ -55,12 +58,31 @@ pub struct LiveRun {
     pub stories: Vec<Vec<State>>,
 }
 
+/// Who looks on, beside the run itself.
+#[derive(Default)]
+struct Audience {
+    /// Keep each device's states.
+    stories: bool,
+    witness: Option<Witness>,
+}
+
+/// Whoever is shown all that the embedded hub and the blob endpoint see. Figures are not measured for it: the machine's
+/// own rates are left out.
+pub struct Witness {
+    /// Keeps it.
+    pub recorder: Arc<Recorder>,
+    /// Is given the handles of both before the first step.
+    pub ready: Box<dyn FnOnce(HubControl, BlobControl) + Send>,
+    /// All devices lose power when something comes here, for so long.
+    pub cuts: mpsc::Receiver<Duration>,
+}
+
 /// Runs a plan live.
 ///
 /// # Errors
 /// [`EngineError`] if this machine has no room for it, or if what it needs cannot be started.
 pub fn run(plan: &RunPlan, progress: &Progress, stop: &AtomicBool) -> Result<EngineOutcome, EngineError> {
-    play(plan, progress, stop, false).map(|run| run.outcome)
+    play(plan, progress, stop, Audience::default()).map(|run| run.outcome)
 }
 
 /// The same, and the way of each device.
@@ -72,20 +94,34 @@ pub fn run_with_stories(
     progress: &Progress,
     stop: &AtomicBool,
 ) -> Result<LiveRun, EngineError> {
-    play(plan, progress, stop, true)
+    play(plan, progress, stop, Audience { stories: true, ..Audience::default() })
+}
+
+/// The same for a witness.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_witnessed(
+    plan: &RunPlan,
+    progress: &Progress,
+    stop: &AtomicBool,
+    witness: Witness,
+) -> Result<EngineOutcome, EngineError> {
+    let audience = Audience { witness: Some(witness), ..Audience::default() };
+    play(plan, progress, stop, audience).map(|run| run.outcome)
 }
 
 fn play(
     plan: &RunPlan,
     progress: &Progress,
     stop: &AtomicBool,
-    tell_stories: bool,
+    audience: Audience,
 ) -> Result<LiveRun, EngineError> {
     plan.check_drivers()?;
     limits::make_room(plan)?;
     let clock = fleetwave_hub::Clock::new();
     let Target::Remote(remote) = &plan.target else {
-        return perform(plan, clock, None, progress, stop, tell_stories);
+        return perform(plan, clock, None, progress, stop, audience);
     };
     remote::fit(&plan.scenario).map_err(|(problem, fix)| EngineError::Unfit { problem, fix })?;
     progress.phase("asking the hub");
@@ -93,7 +129,7 @@ fn play(
         .map_err(|error| stage::failed(format!("working on {remote}"), error))?;
     check_room(&tenancy, &plan.scenario)?;
     let tenancy = Arc::new(tenancy);
-    let outcome = perform(plan, clock, Some(&tenancy), progress, stop, tell_stories);
+    let outcome = perform(plan, clock, Some(&tenancy), progress, stop, audience);
     match (tenancy.remove(progress), outcome) {
         (Ok(()), Ok(mut run)) => {
             run.outcome.notes.extend(remark_on_others(&tenancy));
@@ -146,11 +182,15 @@ fn perform(
     tenancy: Option<&Arc<Tenancy>>,
     progress: &Progress,
     stop: &AtomicBool,
-    tell_stories: bool,
+    audience: Audience,
 ) -> Result<LiveRun, EngineError> {
     let scenario = &plan.scenario;
-    progress.phase("measuring what this machine can do");
-    let floor = floor::measure(plan.transport, scenario.fleet.devices.0);
+    let floor = if audience.witness.is_none() {
+        progress.phase("measuring what this machine can do");
+        Some(floor::measure(plan.transport, scenario.fleet.devices.0))
+    } else {
+        None
+    };
     let world = Arc::new(stage::world(plan));
     let memory = MemoryProbe::start();
     progress.phase("making the fleet");
@@ -169,13 +209,22 @@ fn perform(
         }
     };
     let started = Clock::now();
-    let stage = Stage::set(plan, world, clock, elsewhere, tell_stories)?;
+    let recorder = audience.witness.as_ref().map(|witness| witness.recorder.clone());
+    let stage = Stage::set(plan, world, clock, elsewhere, audience.stories, recorder.as_ref())?;
+    let mut cuts = None;
+    if let (Some(witness), Some(control)) = (audience.witness, stage.operator.control()) {
+        (witness.ready)(control, stage.blobs.control());
+        cuts = Some(witness.cuts);
+    }
     let fleet = stage.world.fleet();
     let mut timeline =
         Timeline::new(scenario, |group| fleet.member_count(group.and_then(|name| fleet.group_named(name))));
     let at_once = limits::downloads_at_once(plan);
-    let mut play = Play::new(&stage, scenario, at_once);
+    let mut play = Play::new(&stage, scenario, at_once, cuts);
     let end = play.run(&mut timeline, progress, stop);
+    if let Some(recorder) = recorder {
+        recorder.stop();
+    }
     let (duration, counts, own) = (play.now().since(Instant::ZERO), play.counts(), play.meter);
     let mut notes = timeline.notes().to_vec();
     let wall = started.elapsed();
@@ -197,7 +246,7 @@ fn perform(
         event_hash: None,
         memory,
         threads,
-        floor: Some(floor),
+        floor,
     };
     Ok(LiveRun { outcome, histories: left.histories, stories: left.stories })
 }

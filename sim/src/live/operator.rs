@@ -20,6 +20,14 @@ pub(super) enum Operator {
 }
 
 impl Operator {
+    /// The handle of a hub that is ours.
+    pub(super) fn control(&self) -> Option<HubControl> {
+        match self {
+            Self::Ours(control) => Some(control.clone()),
+            Self::Elsewhere(_) => None,
+        }
+    }
+
     /// Puts a configuration; says when the hub accepted it. Elsewhere that does not show: devices may hear of it before
     /// the answer is here, so it counts from when the request was sent.
     pub(super) fn put(&self, world: &World, configure: &Configure) -> Result<Instant, EngineError> {

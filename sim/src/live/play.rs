@@ -16,9 +16,10 @@ use crate::measure::{Change, ChangeId, Meter};
 use crate::progress::Progress;
 use crate::run::EngineError;
 use crate::scenario::audience;
-use crate::scenario::fault::{Fault, Scope};
+use crate::scenario::dist::Dist;
+use crate::scenario::fault::{CutMoment, Fault, Scope};
 use crate::scenario::model::Scenario;
-use crate::scenario::quantity::Span;
+use crate::scenario::quantity::{Percent, Span};
 use crate::scenario::step::{self, Configure};
 use crate::timeline::{Action, Counts, End, Timeline};
 
@@ -43,10 +44,17 @@ pub(super) struct Play<'s> {
     beat: Beat,
     /// When the timeline was looked at last.
     looked: Instant,
+    /// Power cuts that the timeline knows nothing of.
+    cuts: Option<mpsc::Receiver<Duration>>,
 }
 
 impl<'s> Play<'s> {
-    pub(super) fn new(stage: &'s Stage, scenario: &'s Scenario, at_once: u64) -> Self {
+    pub(super) fn new(
+        stage: &'s Stage,
+        scenario: &'s Scenario,
+        at_once: u64,
+        cuts: Option<mpsc::Receiver<Duration>>,
+    ) -> Self {
         let origin = stage.clock.now().at;
         Self {
             stage,
@@ -58,6 +66,7 @@ impl<'s> Play<'s> {
             blob_faults: Vec::new(),
             beat: Beat::new(origin),
             looked: Instant::ZERO,
+            cuts,
         }
     }
 
@@ -100,6 +109,7 @@ impl<'s> Play<'s> {
                 }
             }
             self.mend();
+            self.cut();
             self.show(progress, timeline);
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -278,6 +288,15 @@ impl<'s> Play<'s> {
         self.blob_faults.retain(|(until, _)| *until > at);
         if self.blob_faults.len() != before {
             self.set_blob_faults();
+        }
+    }
+
+    fn cut(&self) {
+        let Some(cuts) = &self.cuts else { return };
+        for off_for in cuts.try_iter() {
+            let victims = Victims { step: 0, group: None, share: Percent::FULL };
+            let off_for = Dist::fixed(Span::from_micros(off_for.as_micros() as u64));
+            self.stage.tell(&Order::PowerCut { victims, during: CutMoment::Now, off_for });
         }
     }
 

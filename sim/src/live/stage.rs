@@ -9,6 +9,7 @@ use crossbeam_channel::{Sender, unbounded};
 use fleetwave_agent_core::State;
 use fleetwave_hub::blob::{BlobServer, Content};
 use fleetwave_hub::plain::{Broker, PlainHub};
+use fleetwave_hub::recorder::Recorder;
 use fleetwave_hub::{Clock, HubControl, HubServer, NewDevice};
 use fleetwave_hub_core::{Cycle, Options};
 use fleetwave_protocol::rng::mix;
@@ -117,7 +118,7 @@ fn loopback(port: u16) -> SocketAddr {
 
 impl Stage {
     /// Sets everything up, the fleet's twins included; those on a hub elsewhere are there already, with keys derived
-    /// from `group_key`.
+    /// from `group_key`. A `recorder` is shown what embedded hub and blob endpoint see.
     ///
     /// # Errors
     /// What could not be had: a port, a broker, a thread.
@@ -127,9 +128,10 @@ impl Stage {
         clock: Clock,
         elsewhere: Option<(&Arc<Tenancy>, Key)>,
         tell_stories: bool,
+        recorder: Option<&Arc<Recorder>>,
     ) -> Result<Self, EngineError> {
         let scenario = &plan.scenario;
-        let blobs = serve_blobs(scenario, &clock)?;
+        let blobs = serve_blobs(scenario, &clock, recorder)?;
         let board = Arc::new(RwLock::new(Board::default()));
         let tally = Arc::new(Tally::default());
 
@@ -159,7 +161,7 @@ impl Stage {
             None => {
                 let group_key = Key::from_bytes(mix(scenario.seed).to_le_bytes());
                 let cloud = move || CloudSide::new(granter(), ears.clone(), share);
-                let (hub, control, reach) = open_hub(plan, &clock, &group_key, cloud)?;
+                let (hub, control, reach) = open_hub(plan, &clock, &group_key, cloud, recorder)?;
                 create_fleet(&control, &world)?;
                 let login = Login { host: login::EMBEDDED.to_owned(), group_key, expires };
                 let login = matches!(hub, Hub::Embedded(_)).then_some(login);
@@ -314,8 +316,16 @@ impl Stage {
     }
 }
 
-fn serve_blobs(scenario: &Scenario, clock: &Clock) -> Result<BlobServer, EngineError> {
-    let server = BlobServer::builder()
+fn serve_blobs(
+    scenario: &Scenario,
+    clock: &Clock,
+    recorder: Option<&Arc<Recorder>>,
+) -> Result<BlobServer, EngineError> {
+    let mut builder = BlobServer::builder();
+    if let Some(recorder) = recorder {
+        builder = builder.recorder(recorder.clone());
+    }
+    let server = builder
         .listen(loopback(scenario.live.blob_port))
         .clock(clock.clone())
         .seed(scenario.seed)
@@ -339,6 +349,7 @@ fn open_hub(
     clock: &Clock,
     group_key: &Key,
     cloud: impl Fn() -> CloudSide + Send + 'static,
+    recorder: Option<&Arc<Recorder>>,
 ) -> Result<(Hub, HubControl, SocketAddr), EngineError> {
     let scenario = &plan.scenario;
     let options = Options {
@@ -359,6 +370,9 @@ fn open_hub(
                 .options(options)
                 .tier(tier, scenario.hub.units)
                 .hooks(move |_| Box::new(cloud()));
+            if let Some(recorder) = recorder {
+                builder = builder.recorder(recorder.clone());
+            }
             if plan.transport != TransportName::Memory {
                 builder = builder.tcp(address);
             }

@@ -49,7 +49,7 @@ async fn receive(
     settings: Settings,
     state: &mut Fetched,
 ) -> Result<Ending, FetchError> {
-    let response = patiently(settings.patience, ask(url, state.received)).await?;
+    let response = patiently(settings.patience, ask(url, state.received, size)).await?;
     check(&response, state.received, size)?;
     let mut body = response.into_body();
     while state.received < size {
@@ -96,8 +96,8 @@ async fn patiently<T>(
     timeout(patience, work).await.unwrap_or(Err(FetchError::Interrupted))
 }
 
-/// Asks for everything from `offset` on, over a connection of its own.
-async fn ask(url: &str, offset: u64) -> Result<Response<Incoming>, FetchError> {
+/// Asks for everything from `offset` on, up to what was signed, over a connection of its own.
+async fn ask(url: &str, offset: u64, size: u64) -> Result<Response<Incoming>, FetchError> {
     let uri: Uri = url.parse().map_err(|_| FetchError::Protocol)?;
     let authority = uri.authority().ok_or(FetchError::Protocol)?;
     let stream = match authority.as_str().parse::<SocketAddr>() {
@@ -108,7 +108,7 @@ async fn ask(url: &str, offset: u64) -> Result<Response<Incoming>, FetchError> {
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
         .header(HOST, authority.as_str())
-        .header(RANGE, format!("bytes={offset}-"))
+        .header(RANGE, format!("bytes={offset}-{}", size - 1))
         .body(Empty::<Bytes>::new())
         .map_err(|_| FetchError::Protocol)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

@@ -129,8 +129,7 @@ impl Shard {
                 let who = self.who(index);
                 inbox.push(Event::Locks(self.slots[index as usize].hardware.locks(&self.world, who)));
             }
-            // Nobody aborts here.
-            Effect::AnswerAbort { .. } => {}
+            Effect::AnswerAbort { taken } => self.called_off(index, taken),
             Effect::Wake(wake) => {
                 let slot = &mut self.slots[index as usize];
                 slot.wake = wake;

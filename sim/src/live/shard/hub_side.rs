@@ -2,10 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use fleetwave_agent_core::grant::{self, Answer, Outcome};
-use fleetwave_agent_core::{Event, GrantAnswer, twin};
+use fleetwave_agent_core::{Event, FIRMWARE, GrantAnswer, twin};
 use fleetwave_protocol::{Down, Instant, Profile, Up, WallTime};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, Publish};
+use serde::Deserialize;
 
 use super::slot::flag;
 use super::{MOST_MEANINGS, Shard};
@@ -13,6 +14,13 @@ use crate::device::Invariant;
 use crate::live::codec;
 use crate::live::transport::Line;
 use crate::measure::Connection;
+
+/// What the method `cancel` takes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cancel {
+    target: Option<String>,
+}
 
 /// A grant on its way to the agent.
 #[derive(Clone, Debug)]
@@ -91,7 +99,9 @@ impl Shard {
             self.name(index);
             self.writer.hello(&self.id);
         }
-        self.tell(index, Event::Connected { session_present });
+        // A life that was cut off between CONNECT and SUBSCRIBE has left a session that hears nothing.
+        let heard = self.slots[index as usize].twin_rid != 0;
+        self.tell(index, Event::Connected { session_present: session_present && heard });
     }
 
     /// Counts the connection that the hub has accepted; false if it is known already.
@@ -126,11 +136,10 @@ impl Shard {
                 let rid = rid.to_owned();
                 self.granted(index, Some(rid), body);
             }
-            Down::Method { rid, .. } => {
-                let answer = Up::MethodResponse { rid, status: 404, body: b"null" };
-                self.name(index);
-                self.writer.up(&self.id, &answer);
-            }
+            Down::Method { name, rid, body } => match name.as_ref() {
+                "cancel" => self.call_off(index, rid, body),
+                _ => self.answer(index, rid, 404, b"null"),
+            },
             Down::CloudToDevice { properties, body }
                 if properties.split('&').any(|p| p == grant::PROPERTIES) =>
             {
@@ -145,6 +154,42 @@ impl Shard {
         }
         self.writer.clear();
         self.ask_for_turn(index);
+    }
+
+    fn answer(&mut self, index: u32, rid: &str, status: i32, body: &[u8]) {
+        self.name(index);
+        self.writer.up(&self.id, &Up::MethodResponse { rid, status, body });
+    }
+
+    /// Calls the update off, as the real agent does; what refusals tell people is left out.
+    fn call_off(&mut self, index: u32, rid: &str, body: &[u8]) {
+        let Ok(Cancel { target }) =
+            serde_json::from_slice::<Option<Cancel>>(body).map(Option::unwrap_or_default)
+        else {
+            return self.answer(index, rid, 400, b"null");
+        };
+        match target.as_deref() {
+            Some(FIRMWARE) => {}
+            Some(_) => return self.answer(index, rid, 404, b"null"),
+            None if self.slots[index as usize].agent.in_flight().is_none() => {
+                return self.answer(index, rid, 409, b"null");
+            }
+            None => {}
+        }
+        self.calling_off = Some(rid.to_owned());
+        self.tell(index, Event::Abort);
+        self.calling_off = None;
+    }
+
+    /// The agent has said whether the update could be called off.
+    pub(super) fn called_off(&mut self, index: u32, taken: bool) {
+        let Some(rid) = self.calling_off.take() else { return };
+        if taken {
+            let body = serde_json::json!({"target": FIRMWARE}).to_string();
+            self.answer(index, &rid, 200, body.as_bytes());
+        } else {
+            self.answer(index, &rid, 409, b"null");
+        }
     }
 
     fn twin_answer(&mut self, index: u32, rid: &str, status: u16, body: &[u8]) {

@@ -168,6 +168,8 @@ pub(super) struct Shard {
     inbox: Vec<Event>,
     /// The link and the method that carry the grant which the agent is being told of.
     grant: Option<hub_side::GrantUnderWay>,
+    /// The request id of the method that calls the update off, while the agent is asked.
+    calling_off: Option<String>,
     twins: FxHashMap<Bytes, TwinContent>,
     patches: FxHashMap<(Bytes, Desired), Option<Desired>>,
     reports: FxHashMap<Status, String>,
@@ -228,6 +230,7 @@ impl Shard {
             effects: Vec::new(),
             inbox: Vec::new(),
             grant: None,
+            calling_off: None,
             twins: FxHashMap::default(),
             patches: FxHashMap::default(),
             reports: FxHashMap::default(),

@@ -93,6 +93,7 @@ impl Shard {
         slot.give_up_work();
         slot.clear(flag::ON);
         slot.wake = Instant::NEVER;
+        slot.twin_rid = 0;
     }
 
     /// The victims lose power: now, or in the state that was drawn for each.

@@ -78,7 +78,7 @@ pub(super) struct Slot {
     pub(super) aim: Option<Aim>,
     /// Grows when what is under way is given up.
     pub(super) generation: u32,
-    /// The request that reads the twin.
+    /// The request that reads the twin; 0 until it was first asked for since the device booted.
     pub(super) twin_rid: u32,
     /// Result codes that it has failed with, a bit each.
     pub(super) causes: u64,

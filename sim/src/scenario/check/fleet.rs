@@ -1,6 +1,7 @@
 //! The fleet, its groups and the releases.
 
 use super::super::audience;
+use super::super::fault::Fault;
 use super::super::model::{Driver, Group, Scenario, Share};
 use super::super::quantity::{Percent, Span};
 use super::super::read::{Path, Source};
@@ -75,9 +76,7 @@ fn real(i: usize, group: &Group, scenario: &Scenario, source: &mut Source) {
     }
     let given = [
         ("boot_failure", group.boot_failure != Percent::ZERO),
-        ("health_failure", group.health_failure != Percent::ZERO),
         ("install_failure", group.install_failure != Percent::ZERO),
-        ("busy", group.busy != Percent::ZERO),
         ("window", group.window.is_some()),
         ("download_window", group.download_window.is_some()),
         ("install_window", group.install_window.is_some()),
@@ -86,9 +85,14 @@ fn real(i: usize, group: &Group, scenario: &Scenario, source: &mut Source) {
         let help = Some("leave it out, or take driver = \"simulated\"".to_owned());
         source.error(&at(i, key), format!("only simulated devices have `{key}`, not real agents"), help);
     }
+    if group.busy != Percent::ZERO && group.busy != Percent::FULL {
+        let help = Some("make it 0% or 100%, in a group of their own for those who are busy".to_owned());
+        let why = "real agents may be interrupted always or never: nobody draws for each question";
+        source.error(&at(i, "busy"), why.to_owned(), help);
+    }
     for (number, step) in scenario.steps.iter().enumerate() {
         let Action::Fault(fault) = &step.action else { continue };
-        let Some(scope) = fault.scope() else { continue };
+        let Some(scope) = fault.scope().filter(|_| !matches!(fault, Fault::PowerCut(_))) else { continue };
         let help = Some("give it another group, or let the hub or the blob store fail".to_owned());
         let path = Path::of(&format!("step.{number}.fault"));
         if scope.group == Some(&*group.name) {
