@@ -5,6 +5,7 @@ mod effects;
 mod host;
 mod inbox;
 mod lead;
+mod local;
 mod methods;
 mod outbox;
 mod wait;
@@ -32,6 +33,7 @@ use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::install::{Activated, Later};
 use crate::link::{Access, Arrival, Link};
+use crate::local::Desk;
 use crate::target::Target;
 use crate::telemetry::News;
 use crate::unit::{Step, Unit};
@@ -62,12 +64,14 @@ enum Happened {
     Watchdog,
     Beat,
     Heartbeat,
+    Desk,
 }
 
 struct Device<'a> {
     config: &'a Config,
     access: &'a Arc<Access>,
     host: &'a mut Host,
+    desk: &'a mut Desk,
     origin: tokio::time::Instant,
     lead: Lead,
     units: Vec<Unit>,
@@ -101,18 +105,33 @@ pub(crate) async fn live(
     host: &mut Host,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, StateError> {
-    let _lock = lock(&config.state)?;
+    let lock = lock(&config.state)?;
+    let mut desk = if host.owns_process { Desk::open(&config.state) } else { Desk::default() };
+    Ok(live_locked(config, access, once, host, &mut desk, stop, lock).await)
+}
+
+/// The same in a state directory that is locked, as long as `_lock` is there.
+pub(crate) async fn live_locked(
+    config: &Config,
+    access: Arc<Access>,
+    once: bool,
+    host: &mut Host,
+    desk: &mut Desk,
+    stop: impl Future<Output = ()>,
+    _lock: Option<File>,
+) -> Ended {
     // One for all lives: what a download has cost is told after it was dropped.
     let counters = host.counters.clone();
     host.news = Some(News::new(config.telemetry, seed(access.name()), tokio::time::Instant::now()));
     let fetcher = Fetcher::new(&config.download, &config.ledger, &config.state, access.tls_pool(), counters);
     let mut stop = std::pin::pin!(stop);
-    let mut guard = Guard::new(config.watchdog.as_ref());
+    let mut guard = Guard::new(config.watchdog.as_ref().filter(|_| !desk.is_alone()));
     let ended = loop {
-        let device = Device::begin(config, &access, &fetcher, host);
+        let device = Device::begin(config, &access, &fetcher, host, desk);
         match device.live(once, stop.as_mut(), &mut guard).await {
             Death::Anew => host.life_ends(),
             Death::Ended(ended) => break ended,
+            Death::GoingDown if desk.is_alone() => break Ended::Stopped,
             Death::GoingDown => {
                 tracing::warn!("the machine goes down");
                 if stopped(stop.as_mut(), &mut guard).await {
@@ -124,7 +143,7 @@ pub(crate) async fn live(
     };
     host.supervisor.stopping(Duration::ZERO);
     guard.close();
-    Ok(ended)
+    ended
 }
 
 /// Waits for the machine to go down, which stops the agent; false if it takes too long.
@@ -140,7 +159,7 @@ async fn stopped(mut stop: Pin<&mut impl Future<Output = ()>>, guard: &mut Guard
 }
 
 /// Holds the state directory for as long as the agent lives. One that cannot be written to needs no lock.
-fn lock(state: &Path) -> Result<Option<File>, StateError> {
+pub(crate) fn lock(state: &Path) -> Result<Option<File>, StateError> {
     let made = std::fs::create_dir_all(state).and_then(|()| File::create(state.join("lock")));
     let file = match made {
         Ok(file) => file,
@@ -158,7 +177,13 @@ fn lock(state: &Path) -> Result<Option<File>, StateError> {
 }
 
 impl<'a> Device<'a> {
-    fn begin(config: &'a Config, access: &'a Arc<Access>, fetcher: &Rc<Fetcher>, host: &'a mut Host) -> Self {
+    fn begin(
+        config: &'a Config,
+        access: &'a Arc<Access>,
+        fetcher: &Rc<Fetcher>,
+        host: &'a mut Host,
+        desk: &'a mut Desk,
+    ) -> Self {
         let seed = seed(access.name());
         let units = config.targets.iter().enumerate();
         let units = units.map(|(index, target)| {
@@ -172,6 +197,7 @@ impl<'a> Device<'a> {
             access,
             fetcher: Rc::clone(fetcher),
             host,
+            desk,
             origin: tokio::time::Instant::now(),
             link: None,
             connected: false,
@@ -204,6 +230,9 @@ impl<'a> Device<'a> {
                     None => continue,
                 }
             }
+            if self.desk.verdict().is_some() {
+                return Death::Ended(Ended::Stopped);
+            }
             if once && let Some(ended) = self.settled() {
                 self.farewell().await;
                 return Death::Ended(ended);
@@ -219,6 +248,7 @@ impl<'a> Device<'a> {
                 () = guard.due() => Happened::Watchdog,
                 () = until(self.host.news.as_ref().and_then(News::due)) => Happened::Heartbeat,
                 () = self.host.beat() => Happened::Beat,
+                () = self.desk.next() => Happened::Desk,
             };
             match happened {
                 Happened::Stop => {
@@ -235,6 +265,7 @@ impl<'a> Device<'a> {
                         return Death::Anew;
                     }
                     Some(Activated::GoingDown) => {
+                        self.tell_of_going_down(index);
                         self.farewell().await;
                         return Death::GoingDown;
                     }
@@ -246,6 +277,7 @@ impl<'a> Device<'a> {
                     self.zone = Some(zone::ask(false));
                     self.units.iter_mut().for_each(|unit| unit.set_utc_offset(offset));
                 }
+                Happened::Desk => {}
                 Happened::Beat => self.host.supervisor.alive(),
                 Happened::Heartbeat => self.heartbeat(),
                 Happened::Time => {
@@ -261,7 +293,7 @@ impl<'a> Device<'a> {
     fn settled(&self) -> Option<Ended> {
         let mut running = Vec::new();
         for unit in &self.units {
-            let agent = unit.agent()?;
+            let agent = unit.agent().filter(|_| !unit.is_local())?;
             let resting = matches!(agent.state(), State::Idle | State::Failed);
             if !agent.is_online() || !resting || unit.reporting {
                 return None;

@@ -22,6 +22,7 @@ mod identity;
 mod install;
 mod journal;
 mod link;
+mod local;
 mod locks;
 mod logs;
 mod metrics;
@@ -153,7 +154,16 @@ pub fn run(config: &Config, once: bool, recent: Option<Recent>) -> Result<Ended,
     })
 }
 
-fn access(config: &Config, pool: &TlsPool) -> Result<Arc<Access>, RunError> {
+/// Installs the release in the directory `path`, or that of a `release.json`: by the agent that runs on this state
+/// directory, or on this thread if there is none, without a hub. `now` stands for all windows. Tells how it goes on
+/// standard output, and how it ended: with a code of exit, and words.
+#[must_use]
+pub fn install(config: &Config, path: &std::path::Path, now: bool) -> (u8, String) {
+    let verdict = local::install(config, path, now);
+    (verdict.exit, verdict.text)
+}
+
+pub(crate) fn access(config: &Config, pool: &TlsPool) -> Result<Arc<Access>, RunError> {
     let access = config.access(pool).map_err(RunError::Hub)?;
     access.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(Arc::new(access))

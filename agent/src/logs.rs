@@ -26,6 +26,14 @@ pub struct Log {
     pub level: Filter,
 }
 
+impl Log {
+    /// For a command: what goes wrong alone.
+    #[must_use]
+    pub fn warnings() -> Self {
+        Self { level: Filter(Targets::new().with_default(Level::WARN)) }
+    }
+}
+
 /// `error`, `warn`, `info`, `debug` or `trace`, or parts of the program with levels of their own:
 /// `info,fleetwave_agent::device=debug`.
 #[derive(Clone, Debug, Deserialize)]

@@ -13,8 +13,8 @@ use fleetwave_agent::{Config, Ended};
     about = "Takes updates from a hub",
     after_help = "\
 Exit codes:
-  0  the agent was told to end, or (--once) nothing is left to do
-  3  --once: the desired release was given up
+  0  the agent was told to end, or (--once) nothing is left to do; install: the release runs
+  3  --once, install: the release was given up, or refused
   2  wrong usage, or a wrong configuration
   1  anything else
 
@@ -35,6 +35,17 @@ enum Command {
         /// End when the hub wants nothing more
         #[arg(long)]
         once: bool,
+    },
+    /// Install a release from a stick or a folder, with or without a hub
+    Install {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// At any time, whatever [windows] says; locks are waited for all the same
+        #[arg(long)]
+        now: bool,
+        /// The directory that `fleetwave release create` made, or its release.json
+        release: PathBuf,
     },
     /// Check a configuration
     CheckConfig {
@@ -90,6 +101,18 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
                     }
                 },
             )
+        }
+        Command::Install { config, now, release } => {
+            let config = load(&config)?;
+            fleetwave_agent::start_log(&fleetwave_agent::Log::warnings())
+                .map_err(|error| (USAGE, error.into()))?;
+            match fleetwave_agent::install(&config, &release, now) {
+                (0, text) => {
+                    println!("{text}");
+                    Ok(ExitCode::SUCCESS)
+                }
+                (code, text) => Err((code, text.into())),
+            }
         }
         Command::CheckConfig { file } => {
             load(&file)?;

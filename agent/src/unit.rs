@@ -5,6 +5,7 @@
 //! be lost is in the journal, and where the installer keeps what it installs.
 
 mod effects;
+mod local;
 mod told;
 
 use std::collections::VecDeque;
@@ -80,6 +81,10 @@ pub(crate) struct Unit {
     pub(crate) outcomes: Vec<Value>,
     dir: PathBuf,
     policy: Policy,
+    /// The policy of updates that the hub asks for.
+    base: Policy,
+    /// What was asked for at the device itself.
+    local: Option<local::Local>,
     seed: u64,
     trust: fleetwave_agent_core::TrustRoot,
     device_type: Option<String>,
@@ -138,6 +143,8 @@ impl Unit {
             payload: Payload::open(&dir),
             dir,
             policy: config.policy(),
+            base: config.policy(),
+            local: None,
             seed,
             trust: config.trust.0.clone(),
             device_type: config.device_type.clone(),
@@ -155,6 +162,7 @@ impl Unit {
             health: None,
             failures: 0,
         };
+        unit.recall_from_disk();
         unit.begin(Duration::ZERO);
         unit
     }
@@ -196,6 +204,7 @@ impl Unit {
         self.stands(standing);
         let releases = Releases::new(self.trust.clone());
         self.releases = releases.fitting(self.target.as_str(), self.device_type.as_deref());
+        self.recall();
         let journal = Journal::open(&self.dir, &mut self.releases, &standing.committed);
         let durable = journal.durable();
         let committed = self.releases.intern(&standing.committed);
@@ -251,6 +260,7 @@ impl Unit {
     pub(crate) fn set_utc_offset(&mut self, seconds: i32) {
         if self.policy.utc_offset != seconds {
             self.policy.utc_offset = seconds;
+            self.base.utc_offset = seconds;
             self.hear(Event::Timer);
         }
     }

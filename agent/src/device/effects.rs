@@ -34,7 +34,7 @@ impl Device<'_> {
                 }
             }
             self.let_on();
-            if quiet {
+            if quiet && !self.attend() {
                 break;
             }
         }
@@ -92,6 +92,7 @@ impl Device<'_> {
     /// The connection is led by a machine of the device's own: no unit's life or death changes it.
     fn lead_performs(&mut self, effect: Effect) {
         match effect {
+            Effect::Connect if self.desk.is_alone() => {}
             Effect::Connect => {
                 self.host.watched(Seen::Connecting);
                 self.link = Some(Link::open(self.access));
@@ -105,11 +106,13 @@ impl Device<'_> {
 
     fn perform(&mut self, index: usize, effect: Effect) {
         let unit = &mut self.units[index];
+        let effect = if self.connected { Some(effect) } else { unit.answer_for_hub(effect) };
+        let Some(effect) = effect else { return };
         let asked = |rid| Asked { who: Who::Unit { index, life: unit.life }, rid };
         match effect {
             // To a unit that begins its life later than the connection; the others hear of it when it comes.
             Effect::Connect if self.connected => unit.hear(Event::Connected { session_present: true }),
-            Effect::Subscribe => self.subscribe(),
+            Effect::Subscribe if self.connected => self.subscribe(),
             Effect::GetTwin { rid } => self.outbox.get_twin(asked(rid)),
             Effect::Report { rid, status } => {
                 let asked = asked(rid);
@@ -166,12 +169,12 @@ impl Device<'_> {
     }
 
     pub(super) fn disconnected(&mut self) {
-        self.connected = false;
+        let was_connected = std::mem::take(&mut self.connected);
         self.host.watched(Seen::Lost);
         self.link = None;
         self.outbox.forget();
         self.units.iter_mut().for_each(|unit| unit.reporting = false);
-        self.tell_all(Event::Disconnected);
+        self.tell_of_loss(was_connected);
     }
 
     fn tell_all(&mut self, event: Event) {

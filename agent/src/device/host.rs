@@ -28,6 +28,8 @@ pub(crate) struct Host {
     /// What the watch was told last that the firmware is to be.
     wanted: Option<ReleaseId>,
     beat: Option<Interval>,
+    /// There is one agent alone in this process, and others talk to it.
+    pub(super) owns_process: bool,
 }
 
 impl Host {
@@ -39,7 +41,14 @@ impl Host {
             beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             beat
         });
-        Self { supervisor, counters: Counters::default(), recent, beat, ..Self::default() }
+        Self {
+            supervisor,
+            counters: Counters::default(),
+            recent,
+            beat,
+            owns_process: true,
+            ..Self::default()
+        }
     }
 
     /// Of one agent among many, of which `watch` is told.

@@ -2,7 +2,7 @@
 
 use fleetwave_agent_core::grant::{self, Answer, Outcome};
 use fleetwave_agent_core::twin::{self, Desired};
-use fleetwave_agent_core::{Agent, Event, GrantAnswer, State};
+use fleetwave_agent_core::{Event, GrantAnswer, State};
 use fleetwave_protocol::{Down, bag};
 use rumqttc::Publish;
 use serde_json::{Map, Value};
@@ -107,6 +107,7 @@ impl Device<'_> {
                 let reported = reported.as_ref();
                 let reported = reported
                     .and_then(|reported| twin::read_section_status(reported, section, &unit.releases));
+                let desired = unit.wanted(desired);
                 unit.hear(Event::Twin { version, desired, reported });
             }
         }
@@ -123,9 +124,10 @@ impl Device<'_> {
         };
         self.lead.hear(Event::Desired { version, desired: Desired::Nothing });
         for unit in &mut self.units {
-            let Some(before) = unit.agent().map(Agent::desired) else { continue };
+            let Some(before) = unit.hub_desired() else { continue };
             let after = twin::patch_section(&patch, unit.target.as_str(), before, &mut unit.releases);
-            unit.hear(Event::Desired { version, desired: after.unwrap_or(before) });
+            let desired = unit.wanted(after.unwrap_or(before));
+            unit.hear(Event::Desired { version, desired });
         }
     }
 

@@ -49,9 +49,9 @@ pub(super) struct Job {
 }
 
 /// Why a download stopped: for the machine, and for the log.
-struct Stop {
-    error: FetchError,
-    why: String,
+pub(super) struct Stop {
+    pub(super) error: FetchError,
+    pub(super) why: String,
 }
 
 impl From<io::Error> for Stop {
@@ -66,7 +66,7 @@ impl From<FetchError> for Stop {
     }
 }
 
-fn stop(error: FetchError, why: impl ToString) -> Stop {
+pub(super) fn stop(error: FetchError, why: impl ToString) -> Stop {
     Stop { error, why: why.to_string() }
 }
 
@@ -74,10 +74,42 @@ fn cut(why: impl ToString) -> Stop {
     stop(FetchError::Interrupted, why)
 }
 
+/// Opens the place; what lies there already is hashed unless this process remembers the hash.
+pub(super) async fn open(
+    payload: &Payload,
+    place: &Place,
+    release: &Release,
+    offset: u64,
+) -> Result<(Pipe, Option<Origin>), (Stop, u64)> {
+    let gate = payload.gate.clone().lock_owned().await;
+    let subject = Subject::new(release, place);
+    let (attempt, known, origin) = {
+        let mut progress = payload.progress();
+        (progress.begin(), progress.hashed(&subject, offset), progress.origin(&subject))
+    };
+    let hash = match known {
+        Some(hash) => hash,
+        None => match hash::hash(place.path.clone(), offset).await {
+            Ok(hash) => hash,
+            Err(_) if offset == 0 => sha2::Sha256::default(),
+            // What was there is not there any more.
+            Err(error) => return Err((cut(error), 0)),
+        },
+    };
+    let (place, size) = (place.clone(), release.size);
+    let progress = payload.progress.clone();
+    let sink =
+        spawn_blocking(move || Sink::open(&place, subject, (offset, hash), size, (attempt, progress), gate));
+    // Whether it still holds what it held is for a later try to find out.
+    let sink = sink.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let sink = sink.map_err(|error| (Stop::from(error), offset))?;
+    Ok((Pipe::new(sink), origin.filter(|_| offset > 0)))
+}
+
 impl Job {
     pub(super) async fn run(self, pause: &Notify) -> Event {
         let opened = tokio::select! {
-            opened = self.open() => opened,
+            opened = open(&self.payload, &self.place, &self.release, self.offset) => opened,
             () = pause.notified() => Err((stop(FetchError::Stopped, "asked to"), self.offset)),
         };
         let (mut pipe, origin) = match opened {
@@ -110,35 +142,6 @@ impl Job {
         };
         tracing::warn!(code = error.code().name(), why, durable, "the download stopped");
         Event::FetchFailed { error, durable }
-    }
-
-    /// Opens the place; what lies there already is hashed unless this process remembers the hash.
-    async fn open(&self) -> Result<(Pipe, Option<Origin>), (Stop, u64)> {
-        let offset = self.offset;
-        let gate = self.payload.gate.clone().lock_owned().await;
-        let subject = Subject::new(&self.release, &self.place);
-        let (attempt, known, origin) = {
-            let mut progress = self.payload.progress();
-            (progress.begin(), progress.hashed(&subject, offset), progress.origin(&subject))
-        };
-        let hash = match known {
-            Some(hash) => hash,
-            None => match hash::hash(self.place.path.clone(), offset).await {
-                Ok(hash) => hash,
-                Err(_) if offset == 0 => sha2::Sha256::default(),
-                // What was there is not there any more.
-                Err(error) => return Err((cut(error), 0)),
-            },
-        };
-        let (place, size) = (self.place.clone(), self.release.size);
-        let progress = self.payload.progress.clone();
-        let sink = spawn_blocking(move || {
-            Sink::open(&place, subject, (offset, hash), size, (attempt, progress), gate)
-        });
-        // Whether it still holds what it held is for a later try to find out.
-        let sink = sink.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let sink = sink.map_err(|error| (Stop::from(error), offset))?;
-        Ok((Pipe::new(sink), origin.filter(|_| offset > 0)))
     }
 
     async fn download(&self, pipe: &mut Pipe, origin: Option<Origin>, bill: &Bill) -> Result<(), Stop> {

@@ -12,6 +12,7 @@ mod get;
 mod hash;
 mod ledger;
 mod link;
+mod local;
 mod pair;
 mod progress;
 mod rate;
@@ -146,7 +147,6 @@ impl Payload {
         self.progress().durable(&Subject::new(release, place), &place.path)
     }
 
-    #[cfg(test)]
     /// How far the download under way is, or the last one was; for whoever watches.
     pub(crate) fn position(&self) -> u64 {
         self.position.get()

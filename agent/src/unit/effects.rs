@@ -18,7 +18,7 @@ impl Unit {
     /// Carries out an effect; gives it back if it is for the device to carry out.
     pub(crate) fn perform(&mut self, effect: Effect) -> Option<Effect> {
         crash::point(named(effect));
-        match effect {
+        match self.perform_here(effect)? {
             Effect::Fetch { release, offset } => self.parked = Some(Parked::Fetch { release, offset }),
             Effect::RebootIntoCandidate => self.parked = Some(Parked::Activate),
             Effect::RebootIntoCommitted => {
@@ -125,12 +125,12 @@ impl Unit {
                 tracing::info!(target = %self.target, state = state.name(), "entered");
                 return Some(effect);
             }
-            _ => return Some(effect),
+            effect => return Some(effect),
         }
         None
     }
 
-    fn go(&mut self, step: impl Future<Output = Step> + 'static) {
+    pub(super) fn go(&mut self, step: impl Future<Output = Step> + 'static) {
         self.fetching = false;
         self.step = Some(Box::pin(step));
     }
@@ -165,6 +165,9 @@ impl Unit {
     }
 
     fn fetch(&mut self, release: ReleaseId, offset: u64) {
+        if self.copy(release, offset) {
+            return;
+        }
         let release = &self.releases[release];
         // The machine fetches only while a grant is good that it has taken; without a link it asks for a new one.
         let place = self.installer.place(release).map_err(|error| FetchError::Storage(storage_error(&error)));

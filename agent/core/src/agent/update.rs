@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use fleetwave_protocol::time::{Instant, WallTime, micros};
 
-use super::{Agent, Boot, Flags, Turn};
+use super::{Agent, Boot, Context, Flags, Turn};
 use crate::journal::{Pending, Phase, Record};
 use crate::twin::Desired;
 use crate::{Effect, HealthError, InstallError, Method, ReleaseId, ResultCode, State, StorageError};
@@ -220,7 +220,7 @@ impl Agent {
             self.show(turn, State::Failed);
             return;
         }
-        if let Err(code) = self.acceptable(turn, wanted) {
+        if let Err(code) = self.may_take(&turn.cx, wanted) {
             self.end(turn, wanted, code);
             return;
         }
@@ -236,15 +236,18 @@ impl Agent {
         self.enter(turn, Step::Deferred { release: wanted, until }, State::Deferred);
     }
 
-    /// Whether the device may take `wanted`, and if not, why.
-    fn acceptable(&self, turn: &Turn<'_>, wanted: ReleaseId) -> Result<(), ResultCode> {
-        let (policy, release) = (turn.cx.policy, &turn.cx.releases[wanted]);
+    /// Whether the device may take `wanted`, which it does not run.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_take(&self, cx: &Context<'_>, wanted: ReleaseId) -> Result<(), ResultCode> {
+        let (policy, release) = (cx.policy, &cx.releases[wanted]);
         release.trust?;
         release.fit?;
         if release.size > policy.slot_size {
             return Err(ResultCode::TooLarge);
         }
-        if release.sequence < turn.cx.releases[self.durable.committed].sequence && !release.downgrade {
+        if release.sequence < cx.releases[self.durable.committed].sequence && !release.downgrade {
             return Err(ResultCode::Downgrade);
         }
         // It was installed again and again, and something took it back each time.
