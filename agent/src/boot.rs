@@ -160,6 +160,15 @@ pub(crate) enum BootConfig {
 }
 
 impl BootConfig {
+    /// As the configuration calls it.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Tryboot { .. } => "tryboot",
+            Self::Uboot { .. } => "uboot",
+            Self::Grub { .. } => "grub",
+        }
+    }
+
     /// Whether the values go together.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         match self {

@@ -38,6 +38,11 @@ impl Command {
         Program::new(first).args(rest).within(self.timeout)
     }
 
+    /// How long it may take.
+    pub(crate) const fn limit(&self) -> Duration {
+        self.timeout
+    }
+
     /// The program as the operator wrote it, without its arguments: those may hold a password.
     pub(crate) fn name(&self) -> &str {
         &self.words[0]

@@ -6,6 +6,7 @@ mod limits;
 mod mistakes;
 mod target;
 mod trust;
+mod understood;
 mod windows;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use fleetwave_agent_core::Policy;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
@@ -21,6 +23,8 @@ pub(crate) use mistakes::nearest;
 pub(crate) use target::Section;
 pub use target::{Installed, TargetConfig};
 pub use trust::Trust;
+pub use understood::Understood;
+pub(crate) use understood::{Rows, authorities, span};
 pub use windows::{Clock, Days, Window, Windows};
 
 pub(crate) use crate::link::is_loopback;
@@ -58,6 +62,19 @@ pub enum ConfigError {
         /// What is wrong, without quoting the line: it may hold the device's key.
         message: String,
     },
+}
+
+impl ConfigError {
+    /// For programs.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Read { .. } => json!({"error": {"message": self.to_string()}}),
+            Self::Invalid { line, column, message, .. } => {
+                json!({"error": {"line": line, "column": column, "message": message}})
+            }
+        }
+    }
 }
 
 /// What the agent is told by its operator.

@@ -29,6 +29,7 @@ pub use self::methods::Reboot;
 use self::methods::Reply;
 use self::outbox::Outbox;
 use self::wait::{at, next_arrival, next_reply, next_step, next_zone, until};
+pub use self::zone::utc_offset;
 use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::install::{Activated, Later};

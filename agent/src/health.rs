@@ -39,6 +39,11 @@ pub(crate) enum Verdict {
 }
 
 impl Checks {
+    /// What is asked, for people.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.command.as_ref().map(|command| format!("{} is content", command.name()))
+    }
+
     /// The command's verdict, once. Without a command all is well.
     pub(crate) async fn ask(&self, about: &About, env: &[(&str, OsString)]) -> Verdict {
         let Some(command) = &self.command else { return Verdict::Healthy };

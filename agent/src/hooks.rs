@@ -33,6 +33,18 @@ pub struct Hooks {
 }
 
 impl Hooks {
+    /// Those that there are.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        let all = [
+            ("before_install", &self.before_install),
+            ("after_install", &self.after_install),
+            ("before_activate", &self.before_activate),
+            ("after_commit", &self.after_commit),
+            ("after_rollback", &self.after_rollback),
+        ];
+        all.into_iter().filter(|(_, hook)| hook.is_some()).map(|(name, _)| name).collect()
+    }
+
     /// `inner` with these around it. What they need to know after a power cut is kept in `dir`.
     pub(crate) fn around(&self, inner: Rc<dyn Installer>, target: &str, dir: PathBuf) -> Rc<dyn Installer> {
         if *self == Self::default() {

@@ -262,6 +262,23 @@ impl Proof {
         }
     }
 
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let place = |file: Option<&Path>| match file {
+            Some(path) => path.display().to_string(),
+            None => "a token".to_owned(),
+        };
+        match self {
+            Self::Sas(SasSigner { key: SasKey::Held(_), .. }) => "a key, from the configuration".to_owned(),
+            Self::Sas(signer) => format!("a key, in {}", place(signer.secret_file())),
+            Self::Certificate(source) => {
+                format!("{}, whose key is in {}", source.chain.display(), place(source.secret_file()))
+            }
+            Self::Password { user, file } => format!("the password of {user}, in {}", file.display()),
+            Self::Nothing => "nothing".to_owned(),
+        }
+    }
+
     /// The file of its secret that others could read, and how to mend it.
     pub(crate) fn exposure(&self) -> Option<String> {
         let path = match self {

@@ -30,7 +30,7 @@ use fleetwave_agent_core::{Release, StorageError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Section, nearest};
+use crate::config::{Rows, Section, nearest};
 use crate::files::{self, storage_error};
 use crate::target::Target;
 
@@ -55,6 +55,16 @@ pub(crate) struct Site {
 pub(crate) trait Options: fmt::Debug + Send + Sync {
     /// The installer for `site`. Nothing is touched yet.
     fn installer(&self, site: Site) -> Rc<dyn Installer>;
+
+    /// What a release on trial has to do beside reaching the hub, and within how many seconds; `None` if nothing.
+    fn trial(&self) -> Option<(String, u64)> {
+        None
+    }
+
+    /// What there is to know of it, for people.
+    fn describe(&self) -> Rows {
+        Rows::new()
+    }
 }
 
 /// The installers, by the name that the configuration has for them.

@@ -57,8 +57,10 @@ use fleetwave_agent_core::ResultCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use command::Command;
-pub use config::{Clock, Config, ConfigError, Days, Installed, Limits, TargetConfig, Trust, Window, Windows};
-pub use device::Reboot;
+pub use config::{
+    Clock, Config, ConfigError, Days, Installed, Limits, TargetConfig, Trust, Understood, Window, Windows,
+};
+pub use device::{Reboot, utc_offset};
 pub use fetch::{Download, LedgerLimits, Proxy};
 pub use health::Checks;
 pub use hooks::Hooks;

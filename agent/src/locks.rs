@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::command::{About, Command};
-use crate::config::is_loopback;
+use crate::config::{Rows, is_loopback, span};
 use crate::install::Later;
 
 /// How long an HTTP answer may take.
@@ -119,6 +119,27 @@ impl Locks {
                 AtDeadline::Proceed => fleetwave_agent_core::AtDeadline::Proceed,
             },
         }
+    }
+
+    /// For people.
+    pub(crate) fn describe(&self) -> Rows {
+        if !self.any() {
+            return vec![("asked", "nobody: updates interrupt whatever runs".to_owned())];
+        }
+        let files = self.files.iter().map(|file| file.display().to_string());
+        let flocks = self.flocks.iter().map(|file| format!("flock of {}", file.display()));
+        let command = self.command.as_ref().map(|command| command.name().to_owned());
+        let url = self.url.as_ref().map(|url| url.0.to_string());
+        let asked: Vec<String> = files.chain(flocks).chain(command).chain(url).collect();
+        let end = match self.at_deadline {
+            AtDeadline::GiveUp => "the update is given up",
+            AtDeadline::Proceed => "it goes on all the same",
+        };
+        vec![
+            ("asked", asked.join(", ")),
+            ("again after", span(Duration::from_secs(self.retry_seconds))),
+            ("at most", format!("{}, then {end}", span(Duration::from_secs(self.deadline_seconds)))),
+        ]
     }
 
     /// Whether there is anything to ask.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 use fleetwave_agent::{Config, Ended};
@@ -47,10 +48,13 @@ enum Command {
         /// The directory that `fleetwave release create` made, or its release.json
         release: PathBuf,
     },
-    /// Check a configuration
+    /// Check a configuration, and say what it means
     CheckConfig {
         /// The configuration
         file: PathBuf,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Say what is installed, what is in flight, and how the last update ended
     Status {
@@ -114,11 +118,7 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
                 (code, text) => Err((code, text.into())),
             }
         }
-        Command::CheckConfig { file } => {
-            load(&file)?;
-            println!("{}: fine", file.display());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::CheckConfig { file, json } => check(&file, json),
         Command::Status { config, json } => {
             let config = load(&config)?;
             let said = if json {
@@ -134,6 +134,24 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn check(file: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let config = match Config::load(file) {
+        Err(error) if json => {
+            println!("{}", error.json());
+            return Ok(ExitCode::from(USAGE));
+        }
+        loaded => loaded.map_err(|error| (USAGE, error.into()))?,
+    };
+    let understood = config.understood(file, SystemTime::now(), fleetwave_agent::utc_offset());
+    if json {
+        println!("{}", understood.json());
+    } else {
+        println!("{}: fine", file.display());
+        print!("{}", understood.text());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn load(path: &Path) -> Result<Config, Failure> {

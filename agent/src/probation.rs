@@ -43,6 +43,18 @@ enum System {
 }
 
 impl Probation {
+    /// What is asked, for people, and within how many seconds it has to be so.
+    pub(crate) fn describe(&self) -> Option<(String, u64)> {
+        let system = match self.system {
+            System::Ignored => None,
+            System::Running => Some("systemd says running".to_owned()),
+            System::Degraded => Some("systemd says running or degraded".to_owned()),
+        };
+        let checks = self.checks.iter().map(|check| format!("{} is content", check.name()));
+        let all: Vec<String> = system.into_iter().chain(checks).collect();
+        (!all.is_empty()).then(|| (all.join(" and "), self.deadline_seconds))
+    }
+
     /// Waits until all is well, or until it is clear that it is not.
     pub(crate) async fn check(&self, about: &About) -> Result<(), InstallError> {
         let limits = Checks {

@@ -32,6 +32,17 @@ pub(crate) struct WatchdogConfig {
     watches: Watches,
 }
 
+impl WatchdogConfig {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let when = match self.watches {
+            Watches::Always => "always",
+            Watches::Trials => "while firmware is on trial",
+        };
+        format!("{}, after {} s, {when}", self.device.display(), self.timeout_seconds)
+    }
+}
+
 /// When the watchdog watches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -64,3 +64,55 @@ fn two_agents_do_not_share_a_state_directory() {
     assert!(world.log().contains("in use by another agent"), "{}", world.log());
     assert!(world.status().contains("committed  fw-1 (seq 1)"), "{}", world.status());
 }
+
+#[test]
+fn a_configuration_that_is_fine_is_told_with_what_it_means_and_what_may_hurt() {
+    let world = World::with(None, &[], "[windows]\ninstall = { from = \"00:00\", to = \"00:00\" }\n");
+    let output = agent(&["check-config"], &world.config());
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success());
+    let has = |label: &str, said: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with(label) && line.contains(said));
+        assert!(line.is_some(), "no line {label} with {said}:\n{text}");
+    };
+    let hub = world.hub.address().expect("the hub listens").to_string();
+    has("at", &hub);
+    has("by", "MQTT without TLS");
+    has("device", "dev-1");
+    has("shows", "a key, from the configuration");
+    has("keys", "1 of these must have signed: k1");
+    has("installed", "fw-1 (seq 1)");
+    has("downloads", "at any time");
+    has("installs", "every day from 00:00 to 00:00: open now, for");
+    has("delay", "up to 0 s before an update");
+    has("warning", "firmware: nothing is asked of a release on trial but that the hub is reached");
+    has("warning", "per_update and per_window");
+    assert!(!text.contains(&world.device_key()), "{text}");
+}
+
+#[test]
+fn a_check_for_programs_has_the_same_and_a_mistake_with_its_place() {
+    let world = World::new(None, &["true"]);
+    let check = |config: &std::path::Path| {
+        let output = agent(&["check-config", "--json"], config);
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), said)
+    };
+    let (code, said) = check(&world.config());
+    assert_eq!(code, Some(0));
+    assert_eq!(
+        said["understood"]["firmware"]["trial"],
+        "true is content, within 60 s, and has to reach the hub"
+    );
+    let codes: Vec<_> =
+        said["warnings"].as_array().expect("a list").iter().map(|of| of["code"].clone()).collect();
+    assert_eq!(codes, ["secret", "tryout", "no_cap"], "{said}");
+    let good = fs::read_to_string(world.config()).expect("a configuration");
+    fs::write(world.config(), good.replace("threshold", "treshold")).expect("written");
+    let (code, said) = check(&world.config());
+    assert_eq!(
+        (code, &said["error"]["line"], &said["error"]["column"]),
+        (Some(2), &6.into(), &1.into()),
+        "{said}"
+    );
+}

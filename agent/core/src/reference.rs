@@ -192,6 +192,17 @@ impl TrustRoot {
         Self { keys, threshold }
     }
 
+    /// How many of its keys must have signed.
+    #[must_use]
+    pub const fn threshold(&self) -> usize {
+        self.threshold
+    }
+
+    /// The names of its keys.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.keys.iter().map(|(name, _)| name.as_str())
+    }
+
     pub(crate) fn check(&self, statement: &str, signatures: Option<&Value>) -> Result<(), ResultCode> {
         let Some(Value::Object(signatures)) = signatures else { return Err(ResultCode::SignatureMissing) };
         let mut valid = 0;

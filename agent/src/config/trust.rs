@@ -14,6 +14,14 @@ use serde::Deserialize;
 #[serde(try_from = "TrustTable")]
 pub struct Trust(pub TrustRoot);
 
+impl Trust {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let names: Vec<&str> = self.0.names().collect();
+        format!("{} of these must have signed: {}", self.0.threshold(), names.join(", "))
+    }
+}
+
 impl fmt::Debug for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Trust")

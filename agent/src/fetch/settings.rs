@@ -47,6 +47,17 @@ impl Default for Download {
     }
 }
 
+impl Download {
+    /// The proxy, for people: it may have a password.
+    pub(crate) fn proxy_name(&self) -> &str {
+        match &self.proxy {
+            None => "the environment's, if there is one",
+            Some(Proxy::None) => "none",
+            Some(Proxy::Http(url)) => url.rsplit_once('@').map_or(url, |(_, host)| host),
+        }
+    }
+}
+
 /// A proxy, or that there is none whatever the environment says.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

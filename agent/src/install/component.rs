@@ -17,6 +17,7 @@ use super::switch::{Runner, Switch, Version};
 use super::unpack::{Rules, unpack};
 use super::{InstallError, Installer, Site};
 use crate::command::{About, Command, Program};
+use crate::config::Rows;
 use crate::health::{Checks, Verdict};
 
 /// How long systemd may take for a unit: longer than its own limit for a start.
@@ -116,6 +117,18 @@ impl super::Options for Options {
     fn installer(&self, site: Site) -> Rc<dyn Installer> {
         let component = Component { target: site.target.as_str().to_owned(), options: self.clone() };
         Rc::new(Switch::new(component, self.dir.0.clone(), site))
+    }
+
+    fn trial(&self) -> Option<(String, u64)> {
+        let unit = self.unit.as_ref().map(|unit| format!("{} runs for {} s", unit.0, self.steady_seconds));
+        let checks: Vec<String> = unit.into_iter().chain(self.health.name()).collect();
+        (!checks.is_empty()).then(|| (checks.join(" and "), self.health.deadline_seconds))
+    }
+
+    fn describe(&self) -> Rows {
+        let dir = ("directory", self.dir.0.display().to_string());
+        let unit = self.unit.as_ref().map(|unit| ("unit", unit.0.clone()));
+        std::iter::once(dir).chain(unit).collect()
     }
 }
 

@@ -39,6 +39,11 @@ impl super::Options for Options {
     fn installer(&self, site: Site) -> Rc<dyn Installer> {
         Rc::new(Directory { site, health: self.health.clone(), running: Cell::new(Slot::A) })
     }
+
+    fn trial(&self) -> Option<(String, u64)> {
+        let health = self.health.as_ref()?;
+        Some((format!("{} is content", health.name()), health.limit().as_secs()))
+    }
 }
 
 /// One of the two slots.

@@ -26,6 +26,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{Activated, InstallError, Installer, Later, Place, Reference, Site, Standing};
+use crate::config::Rows;
 use crate::target::Target;
 use cluster::{Cluster, ClusterError};
 use manifest::{Item, Mark};
@@ -69,6 +70,16 @@ fn default_kinds() -> BTreeSet<String> {
 }
 
 impl super::Options for Options {
+    fn trial(&self) -> Option<(String, u64)> {
+        Some(("its objects roll out".to_owned(), self.timeout_seconds))
+    }
+
+    fn describe(&self) -> Rows {
+        let config = self.kubeconfig.as_ref().map(|path| path.display().to_string());
+        let config = config.unwrap_or_else(|| "K3s's own, or from within the cluster".to_owned());
+        vec![("namespace", self.namespace.clone()), ("kubeconfig", config)]
+    }
+
     fn installer(&self, site: Site) -> Rc<dyn Installer> {
         Rc::new(Workload::new(self.clone(), site))
     }

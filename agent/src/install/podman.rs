@@ -21,6 +21,7 @@ use super::switch::{Runner, Switch, Version};
 use super::unpack::{Rules, is_archive};
 use super::{InstallError, Installer, Site};
 use crate::command::{About, Program};
+use crate::config::Rows;
 use crate::health::{Checks, Verdict};
 use crate::{crash, files};
 
@@ -82,6 +83,21 @@ impl TryFrom<Vec<String>> for Words {
 }
 
 impl super::Options for Options {
+    fn trial(&self) -> Option<(String, u64)> {
+        let runs = format!("its containers run for {} s", self.steady_seconds);
+        let checks: Vec<String> = std::iter::once(runs).chain(self.health.name()).collect();
+        Some((checks.join(" and "), self.health.deadline_seconds))
+    }
+
+    fn describe(&self) -> Rows {
+        let pull = if self.pull {
+            "fetched by podman if they are missing: no cap counts that"
+        } else {
+            "from the release"
+        };
+        vec![("program", self.podman.0[0].clone()), ("images", pull.to_owned())]
+    }
+
     fn installer(&self, site: Site) -> Rc<dyn Installer> {
         let dir = site.dir.clone();
         let podman = Podman {

@@ -49,6 +49,10 @@ const fn install_seconds() -> u64 {
 }
 
 impl super::Options for Options {
+    fn trial(&self) -> Option<(String, u64)> {
+        self.probation.describe()
+    }
+
     fn installer(&self, site: Site) -> Rc<dyn Installer> {
         Rc::new(Rauc { site, options: self.clone() })
     }

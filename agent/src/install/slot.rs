@@ -22,6 +22,7 @@ use self::record::{Held, Records};
 use super::{Activated, InstallError, Installer, Later, Place, Site, Standing};
 use crate::boot::{Boot, BootConfig, Pair, Running, Slot, running};
 use crate::command::{About, Command};
+use crate::config::Rows;
 use crate::crash;
 use crate::probation::Probation;
 
@@ -81,6 +82,15 @@ impl TryFrom<Table> for Options {
 }
 
 impl super::Options for Options {
+    fn trial(&self) -> Option<(String, u64)> {
+        self.0.probation.describe()
+    }
+
+    fn describe(&self) -> Rows {
+        let slots = Slot::BOTH.map(|slot| self.0.slots.of(slot).display().to_string());
+        vec![("slots", slots.join(", ")), ("boot loader", self.0.boot.name().to_owned())]
+    }
+
     fn installer(&self, site: Site) -> Rc<dyn Installer> {
         let boot = self.0.boot.adapter();
         let records = Records::new(site.dir.clone(), site.installed.clone());

@@ -11,6 +11,7 @@ use super::assignment::Assignment;
 use super::settings::{Address, Hub, Provisioning, check_device, is_loopback};
 use super::tls::{Client, TlsPool};
 use super::{LinkError, register};
+use crate::config::{Rows, authorities, span};
 use crate::identity::{Identity, Proof, SasSigner};
 
 /// Where a device belongs.
@@ -148,6 +149,45 @@ impl Access {
             );
         }
         warnings
+    }
+
+    /// The way to the hub, for people.
+    pub(crate) fn describe(&self) -> Rows {
+        let Hub { connection_string: string, connection_string_file: file, host, plain, port, .. } =
+            &self.hub;
+        let at = |address: &Address| format!("{}:{}", address.host, address.port(*port, *plain));
+        let named = |name: &str| Address::parse("host", name).map_or(name.to_owned(), |address| at(&address));
+        let (place, shows) = match (string, file, host, &self.provisioning) {
+            (Some(string), ..) => {
+                let gateway = string.gateway.as_ref().map(|gateway| format!(" through {}", at(gateway)));
+                let place = format!("{}{}", at(&string.host), gateway.unwrap_or_default());
+                (place, string.key.as_ref().map(|_| "a key, from the configuration".to_owned()))
+            }
+            (None, Some(file), ..) => {
+                (format!("where {} says", file.display()), Some("what it says".to_owned()))
+            }
+            (None, None, Some(host), _) => (named(host), None),
+            (None, None, None, Some((of, proof))) => {
+                (format!("where {} says", named(&of.endpoint)), Some(proof.describe()))
+            }
+            (None, None, None, None) => return Rows::new(),
+        };
+        let shows = shows.or_else(|| self.proof.as_ref().map(Proof::describe)).unwrap_or_default();
+        let topics = match self.profile() {
+            Profile::Plain => ", topics of the device's own",
+            Profile::IotHub => "",
+        };
+        let device = if self.name().is_empty() { "named there" } else { self.name() };
+        let token = shows.starts_with("a key") || file.is_some();
+        let token = token.then(|| ("token", format!("renewed before {}", span(self.hub.token_life()))));
+        let rows = [
+            ("at", place),
+            ("by", format!("MQTT {} TLS{topics}", if *plain { "without" } else { "over" })),
+            ("authorities", if *plain { "none".to_owned() } else { authorities(self.hub.ca.as_deref()) }),
+            ("device", device.to_owned()),
+            ("shows", shows),
+        ];
+        rows.into_iter().chain(token).collect()
     }
 
     /// A name of the device that is known before any connection.
