@@ -1,6 +1,5 @@
 //! The ways to a hub: TLS, keys and certificates, provisioning, tokens that are renewed, brokers.
 
-#[allow(dead_code, reason = "each test crate uses its part")]
 #[path = "common/real.rs"]
 mod real;
 mod support;
