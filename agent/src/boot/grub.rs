@@ -2,13 +2,17 @@
 //! once: `grub.cfg` clears it before it boots, as the one that Debian writes with `GRUB_DEFAULT=saved` does.
 //!
 //! `grub-editenv` truncates the block and writes it anew; a power cut between the two would leave a device without any.
-//! So it works on a copy, which is renamed over the block when it is on disk.
+//! So it works on a copy, and what came out of that is written over the block where it lies, as GRUB itself does. A
+//! rename would be durable for Linux alone: it lies in the journal of the file system at first, which GRUB does not read.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 
 use super::{Boot, Pair, Slot, Soon};
 use crate::command::Program;
+use crate::crash;
 use crate::files;
 use crate::install::InstallError;
 
@@ -55,17 +59,31 @@ impl Grub {
         let copy = block.with_extension("new");
         fs::copy(&block, &copy).map_err(io("copying"))?;
         Program::new("grub-editenv").arg(&copy).arg("set").args(assignments).succeed().await?;
-        File::open(&copy).and_then(|file| file.sync_all()).map_err(io("writing a copy of"))?;
-        fs::rename(&copy, &block).map_err(io("replacing"))?;
-        match block.parent() {
-            Some(dir) => files::sync_dir(dir).map_err(io("replacing")),
-            None => Ok(()),
-        }
+        let content = fs::read(&copy).map_err(io("reading a copy of"))?;
+        overwrite(&block, &content).map_err(io("writing"))?;
+        // A copy that is left over does no harm.
+        let _ = fs::remove_file(&copy);
+        Ok(())
     }
 
     fn id(&self, slot: Slot) -> &str {
         self.entries.of(slot)
     }
+}
+
+/// What differs is a few bytes of the first sector, as long as nobody else keeps much in the block: it is the old one or
+/// the new one after a power cut.
+fn overwrite(block: &Path, content: &[u8]) -> io::Result<()> {
+    let file = File::options().write(true).open(block)?;
+    if file.metadata()?.len() != content.len() as u64 {
+        // Nothing that GRUB could use, or write to.
+        return files::replace(block, content);
+    }
+    crash::point("grub: before the environment is written");
+    file.write_all_at(content, 0)?;
+    file.sync_all()?;
+    crash::point("grub: the environment is written");
+    Ok(())
 }
 
 impl Boot for Grub {

@@ -65,6 +65,25 @@ async fn grub_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
 }
 
 #[tokio::test]
+async fn what_is_committed_is_what_grub_reads_although_the_file_system_has_not_caught_up() {
+    let tools = ["grub-editenv", "grub-fstest", "mkfs.ext4"];
+    if !tools.into_iter().all(have) || !have_loop_devices() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = loader::Disk::new(dir.path());
+    let machine = loader::Grub::new(&disk.mount.join("grubenv"));
+    machine.set("saved_entry=slot-a");
+    disk.remount();
+    let boot =
+        BootConfig::Grub { environment: machine.environment.clone(), entries: grub::entries() }.adapter();
+    boot.try_once(Slot::B).await.expect("arms");
+    assert!(disk.grub_reads("grubenv").contains("\nnext_entry=slot-b\n"), "the trial");
+    boot.commit(Slot::B).await.expect("commits");
+    assert!(disk.grub_reads("grubenv").contains("\nsaved_entry=slot-b\n"), "what is committed");
+}
+
+#[tokio::test]
 async fn grub_without_a_saved_entry_is_refused_with_the_command_that_sets_it() {
     if !have("grub-editenv") {
         return;

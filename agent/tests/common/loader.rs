@@ -68,6 +68,46 @@ impl Machine for Grub {
     }
 }
 
+/// A mounted ext4, which GRUB reads without its journal.
+pub(crate) struct Disk {
+    image: PathBuf,
+    pub(crate) mount: PathBuf,
+}
+
+impl Disk {
+    pub(crate) fn new(dir: &Path) -> Self {
+        let disk = Self { image: dir.join("disk.img"), mount: dir.join("disk") };
+        fs::File::create(&disk.image).and_then(|file| file.set_len(32 << 20)).expect("a file");
+        fs::create_dir_all(&disk.mount).expect("a directory");
+        run("mkfs.ext4", &["-q", "-F", text(&disk.image)]);
+        disk.attach();
+        disk
+    }
+
+    fn attach(&self) {
+        run("mount", &["-o", "loop", text(&self.image), text(&self.mount)]);
+    }
+
+    /// As after a shutdown: nothing is in the journal any more.
+    pub(crate) fn remount(&self) {
+        run("umount", &[text(&self.mount)]);
+        self.attach();
+    }
+
+    /// What GRUB would read after a power cut now.
+    pub(crate) fn grub_reads(&self, name: &str) -> String {
+        let cut = self.image.with_extension("cut");
+        fs::copy(&self.image, &cut).expect("copies");
+        run("grub-fstest", &[text(&cut), "cat", &format!("/{name}")])
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.mount).status();
+    }
+}
+
 /// U-Boot with a redundant environment in a file, and the script of `docs/agent.md`.
 pub(crate) struct Uboot {
     pub(crate) config: PathBuf,
