@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{About, Command};
 use crate::crash;
 use crate::files;
-use crate::install::{Activated, InstallError, Installer, Later, Place, Reference, Standing};
+use crate::install::{Activated, InstallError, Installer, Later, Place, Reference, Seed, Standing};
 
 /// The programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -200,7 +200,7 @@ impl Installer for Hooked {
         self.inner.discard()
     }
 
-    fn seeds(&self) -> Vec<PathBuf> {
+    fn seeds(&self) -> Vec<Seed> {
         self.inner.seeds()
     }
 }

@@ -143,6 +143,14 @@ pub(crate) struct Place {
     pub(crate) capacity: Option<u64>,
 }
 
+/// A file or device of which much is likely to stand in the next release, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seed {
+    pub(crate) path: PathBuf,
+    /// So much of it is of interest.
+    pub(crate) length: u64,
+}
+
 /// What is under way after something was made to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activated {
@@ -188,9 +196,8 @@ pub(crate) trait Installer: fmt::Debug {
     /// If they cannot be removed.
     fn discard(&self) -> io::Result<()>;
 
-    /// Files whose bytes are likely to stand in the next release, too.
-    #[allow(dead_code, reason = "deltas are not fetched yet: docs/agent.md says so")]
-    fn seeds(&self) -> Vec<PathBuf> {
+    /// What is likely to stand in the next release, too.
+    fn seeds(&self) -> Vec<Seed> {
         Vec::new()
     }
 }

@@ -42,6 +42,9 @@ mod cluster;
 #[cfg(test)]
 #[path = "../tests/common/loader.rs"]
 mod loader;
+#[cfg(all(test, feature = "delta"))]
+#[path = "../tests/common/pack.rs"]
+mod pack;
 #[cfg(test)]
 #[path = "../tests/common/pods.rs"]
 mod pods;
@@ -75,6 +78,8 @@ pub use telemetry::{Pace, Telemetry};
 pub use units::{Bytes, Rate, Span};
 pub use watch::{Seen, Watch};
 
+#[cfg(all(test, feature = "delta"))]
+use chunks::Chunks;
 use device::Host;
 use link::Access;
 

@@ -17,13 +17,12 @@ use fleetwave_agent_core::{
     Agent, Boot, Context, Effect, Event, Phase, Plan, Policy, ReleaseId, Releases, ResultCode, State,
 };
 use fleetwave_protocol::{Instant, Now, rng};
-use hyper::Uri;
 use serde_json::Value;
 use tokio::time::sleep;
 
 pub(crate) use self::told::cost;
 use crate::config::{Config, TargetConfig};
-use crate::fetch::{Fetcher, Payload};
+use crate::fetch::{Fetcher, Links, Payload};
 use crate::install::{Activated, InstallError, Installer, Later, Site, Standing};
 use crate::journal::Journal;
 use crate::locks::Locks;
@@ -58,7 +57,7 @@ pub(crate) enum Parked {
 /// A grant that came, until the machine has said whether it waited for one.
 #[derive(Debug)]
 pub(crate) struct Offer {
-    pub(crate) url: Option<Uri>,
+    pub(crate) links: Option<Links>,
     /// The request id of the method that brought it.
     pub(crate) method: Option<String>,
 }
@@ -99,7 +98,7 @@ pub(crate) struct Unit {
     /// There is none while it is not known what runs.
     machine: Option<Machine>,
     events: VecDeque<Event>,
-    url: Option<Uri>,
+    links: Option<Links>,
     step: Option<Later<Step>>,
     fetching: bool,
     /// It was made to run something else, and has not said yet what came of it.
@@ -155,7 +154,7 @@ impl Unit {
             last: None,
             machine: None,
             events: VecDeque::new(),
-            url: None,
+            links: None,
             step: None,
             fetching: false,
             unsettled: false,
@@ -177,7 +176,7 @@ impl Unit {
         self.reporting = false;
         self.cancelling.clear();
         self.events.clear();
-        self.url = None;
+        self.links = None;
         self.fetching = false;
         self.health = None;
         let installer = Rc::clone(&self.installer);

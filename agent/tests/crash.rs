@@ -3,6 +3,8 @@
 //! included, and each effect. After every one of these deaths the disk must be fit to boot from, and the next start
 //! must bring the update to its end.
 
+#[path = "common/pack.rs"]
+mod pack;
 mod support;
 
 use std::collections::BTreeMap;
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
+use fleetwave_agent::chunks::Chunks;
 use fleetwave_agent_core::Unsigned;
 use fleetwave_agent_core::grant::{Answer, METHOD, Outcome, PROPERTIES, Request};
 use fleetwave_hub::blob::{BlobControl, BlobServer, Content};
@@ -28,6 +31,8 @@ use support::{PATIENCE, program};
 
 /// Small, so that a life is short.
 const SIZE: u64 = 40_000;
+/// Larger, so that the header of its archive is a small part of it.
+const DELTA_SIZE: u64 = 200_000;
 /// Deaths at random pairs of points, in each story.
 const PAIRS: usize = 100;
 
@@ -91,6 +96,16 @@ const STORIES: &[Story] = &[
         least: 70,
     },
     Story {
+        name: "a release of which much runs already",
+        asks: "delta-2",
+        then: None,
+        health: "true",
+        journal_bound: None,
+        ends: &["delta-2"],
+        exit: 0,
+        least: 75,
+    },
+    Story {
         name: "called off while the device is dead",
         asks: "fw-2",
         then: Some("nothing"),
@@ -103,20 +118,37 @@ const STORIES: &[Story] = &[
     },
 ];
 
-/// A release that is signed, and what is served for it.
-fn release(id: &str, key: &SigningKey) -> (Map<String, Value>, Content) {
+/// A release that is signed, and what is served for it: the payload, and an archive if it has one.
+fn release(id: &str, key: &SigningKey) -> (Map<String, Value>, Content, Option<Content>) {
     let seq: u64 = id.rsplit('-').next().and_then(|seq| seq.parse().ok()).expect("a sequence");
-    let content = |seed| Content::Generated { seed, size: SIZE };
+    let size = size_of(id);
+    let content = |seed| Content::Generated { seed, size };
     let (signed, served) = (content(seq), content(if id.starts_with("bad") { 99 } else { seq }));
-    let mut digest = Sha256::new();
-    let mut offset = 0;
-    while offset < SIZE {
-        let piece = signed.read(offset, u64::MAX);
-        offset += piece.len() as u64;
-        digest.update(&piece);
+    let payload = read(&signed, size);
+    let archive = id.starts_with("delta").then(|| pack::pack(&payload));
+    let delta = archive.as_ref().map(|(_, signed)| *signed);
+    let digest = Sha256::digest(&payload).into();
+    let reference = Unsigned { delta, ..Unsigned::new(id, seq, size, digest) }.sign(&[("k1", key)]);
+    (reference, served, archive.map(|(archive, _)| Content::Bytes(archive.into())))
+}
+
+fn read(content: &Content, size: u64) -> Vec<u8> {
+    let mut payload = Vec::new();
+    while (payload.len() as u64) < size {
+        payload.extend_from_slice(&content.read(payload.len() as u64, u64::MAX));
     }
-    let reference = Unsigned::new(id, seq, SIZE, digest.finalize().into()).sign(&[("k1", key)]);
-    (reference, served)
+    payload
+}
+
+fn size_of(id: &str) -> u64 {
+    if id.starts_with("delta") { DELTA_SIZE } else { SIZE }
+}
+
+/// What runs before the update: the most of it stands in the next release, too.
+fn delivered() -> Vec<u8> {
+    let mut image = read(&Content::Generated { seed: 2, size: DELTA_SIZE }, DELTA_SIZE);
+    image[120_000..121_000].fill(0);
+    image
 }
 
 /// Grants whatever is asked for.
@@ -130,7 +162,8 @@ impl Hooks for Cloud {
         let Request { id, seq, target } = serde_json::from_slice(message.body).expect("a grant request");
         let expires = WallTime::from_unix_millis(now.wall.as_unix_millis() + 3_600_000);
         let url = self.0.sign_url(&id, expires);
-        let outcome = Outcome::Granted { url, delta_url: None, expires: expires.as_unix_secs() };
+        let delta_url = id.starts_with("delta").then(|| self.0.sign_url(&format!("{id}.archive"), expires));
+        let outcome = Outcome::Granted { url, delta_url, expires: expires.as_unix_secs() };
         let payload = serde_json::to_vec(&Answer { id, seq, target, outcome }).expect("JSON").into();
         replies.send(Reply::Method { name: METHOD.to_owned(), payload, timeout: PATIENCE });
     }
@@ -149,8 +182,12 @@ impl Yard {
         let clock = Clock::new();
         let blobs = BlobServer::builder().clock(clock.clone()).start().expect("the store starts");
         let key = SigningKey::from_bytes(&[7; 32]);
-        for id in ["fw-2", "fw-3", "bad-2"] {
-            blobs.control().put(id, release(id, &key).1).expect("a blob");
+        for id in ["fw-2", "fw-3", "bad-2", "delta-2"] {
+            let (_, payload, archive) = release(id, &key);
+            blobs.control().put(id, payload).expect("a blob");
+            if let Some(archive) = archive {
+                blobs.control().put(&format!("{id}.archive"), archive).expect("a blob");
+            }
         }
         let control = blobs.control();
         let hub = HubServer::builder()
@@ -182,6 +219,9 @@ impl Yard {
             story.health,
         );
         fs::write(dir.join("agent.toml"), config).expect("the configuration is written");
+        let slot = dir.join("state/firmware/slot-a");
+        fs::create_dir_all(&slot).expect("a directory");
+        fs::write(slot.join("image"), delivered()).expect("an image");
         Device { yard: self, name: name.to_owned(), dir, lives: 0, journal_bound: story.journal_bound }
     }
 
@@ -294,7 +334,7 @@ impl Device<'_> {
             return 0;
         };
         if line.contains("staged") || line.contains("trial") {
-            return SIZE;
+            return size_of(id);
         }
         let bytes = line.split(", ").nth(2).or_else(|| line.split(", ").nth(1)).expect("bytes");
         bytes.split(' ').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
@@ -354,7 +394,9 @@ fn round(yard: &Yard, story: &Story, name: &str, deaths: &[usize]) -> Option<Str
     assert!(reported["state"] != "updating", "{reported}: {}", context());
     if story.then.is_none() && !story.asks.starts_with("bad") {
         let fetched = device.served() - before;
-        assert!(fetched <= SIZE - durable, "{fetched} fetched with {durable} durable: {}", context());
+        // By chunks it is a part of it, and the header of the archive once more if that was not kept.
+        let most = if story.asks.starts_with("delta") { DELTA_SIZE / 4 } else { SIZE - durable };
+        assert!(fetched <= most, "{fetched} fetched with {durable} durable: {}", context());
     }
     fs::remove_dir_all(&device.dir).expect("removed");
     last
@@ -373,7 +415,8 @@ fn play(story: &Story) -> BTreeMap<String, usize> {
     drop(yard);
 
     let draw = |n: u64| rng::mix(n ^ rng::mix(story.name.len() as u64));
-    let pairs = (0..PAIRS as u64).map(|n| {
+    let pairs = if story.asks.starts_with("delta") { PAIRS / 4 } else { PAIRS };
+    let pairs = (0..pairs as u64).map(|n| {
         let [first, second] = [2 * n, 2 * n + 1].map(|n| 1 + (draw(n) % points as u64) as usize);
         vec![first, second]
     });

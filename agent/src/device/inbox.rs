@@ -152,18 +152,20 @@ impl Device<'_> {
             return;
         };
         let Some(release) = unit.releases.find(&answer.id, answer.seq) else { return };
-        let link = match &answer.outcome {
-            Outcome::Granted { url, .. } => self.fetcher.check_link(url).map(Some),
+        let links = match &answer.outcome {
+            Outcome::Granted { url, delta_url, .. } => {
+                self.fetcher.check_links(url, delta_url.as_deref()).map(Some)
+            }
             Outcome::RetryAfter(_) | Outcome::Refused(_) => Ok(None),
         };
-        let (url, decision) = match link {
-            Ok(url) => (url, answer.decision()),
+        let (links, decision) = match links {
+            Ok(links) => (links, answer.decision()),
             Err(error) => {
                 tracing::error!(%error, "the grant counts as refused");
                 (None, GrantAnswer::Refused)
             }
         };
-        unit.offer = Some(Offer { url, method: method.map(str::to_owned) });
+        unit.offer = Some(Offer { links, method: method.map(str::to_owned) });
         unit.hear(Event::Grant { release, answer: decision });
     }
 }

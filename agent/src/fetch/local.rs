@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use super::Payload;
-use super::get::{Stop, open, stop};
+use super::ask::{Stop, stop};
+use super::get::open;
 use super::sink::Pipe;
 use crate::install::{Later, Place};
 

@@ -7,7 +7,10 @@
 //! few seconds, so that a power cut costs that much and no more.
 
 mod answer;
+mod ask;
 mod connect;
+#[cfg(feature = "delta")]
+mod delta;
 mod get;
 mod hash;
 mod ledger;
@@ -39,7 +42,7 @@ pub(crate) use ledger::{Ledger, Read as LedgerRead, Spent};
 pub(crate) use link::LinkError;
 
 use crate::files::storage_error;
-use crate::install::{Later, Place};
+use crate::install::{Later, Place, Seed};
 use crate::link::TlsPool;
 use crate::metrics::Counters;
 use connect::Proxies;
@@ -89,9 +92,14 @@ impl Fetcher {
         self.counters.allowance((left < u64::MAX).then_some(left));
     }
 
-    /// Checks the link of a grant.
-    pub(crate) fn check_link(&self, link: &str) -> Result<Uri, LinkError> {
-        link::check(link, self.download.http)
+    /// Checks the links of a grant: to a payload, and to its archive.
+    pub(crate) fn check_links(&self, payload: &str, archive: Option<&str>) -> Result<Links, LinkError> {
+        let check = |link| link::check(link, self.download.http);
+        let archive = archive.and_then(|link| {
+            let checked = check(link);
+            checked.inspect_err(|error| tracing::warn!(%error, "the link to the archive is not used")).ok()
+        });
+        Ok(Links { payload: check(payload)?, archive })
     }
 
     /// What downloads have cost.
@@ -104,7 +112,7 @@ impl Fetcher {
         let left = release.size.saturating_sub(offset);
         let plan = Plan::full(release.size, offset);
         Plan {
-            bytes: get::cost(left),
+            bytes: ask::cost(left),
             spent: self.ledger.spent(release).bytes,
             allowance: self.ledger.allowance(unix_now()),
             ..plan
@@ -117,6 +125,14 @@ pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Where a payload is, and its chunked archive. Both are secrets.
+#[derive(Clone, Debug)]
+pub(crate) struct Links {
+    pub(crate) payload: Uri,
+    #[cfg_attr(not(feature = "delta"), allow(dead_code, reason = "who asks for chunks is not built in"))]
+    pub(crate) archive: Option<Uri>,
+}
+
 /// What one target has of its payload.
 #[derive(Debug)]
 pub(crate) struct Payload {
@@ -125,6 +141,8 @@ pub(crate) struct Payload {
     gate: Arc<tokio::sync::Mutex<()>>,
     pause: RefCell<Rc<Notify>>,
     position: Cell<u64>,
+    #[cfg(feature = "delta")]
+    deltas: delta::Deltas,
 }
 
 impl Payload {
@@ -135,6 +153,8 @@ impl Payload {
             gate: Arc::default(),
             pause: RefCell::default(),
             position: Cell::new(0),
+            #[cfg(feature = "delta")]
+            deltas: delta::Deltas::new(dir),
         })
     }
 
@@ -152,12 +172,32 @@ impl Payload {
         self.position.get()
     }
 
+    /// Finds out what the rest of a payload will cost, and in which way it is fetched: by its archive, if it has one and
+    /// that is cheaper. What `seeds` hold of it is not fetched then.
+    pub(crate) fn plan(
+        self: &Rc<Self>,
+        fetcher: &Rc<Fetcher>,
+        links: Option<Links>,
+        release: Release,
+        offset: u64,
+        seeds: Vec<Seed>,
+    ) -> Later<Result<Plan, FetchError>> {
+        let (payload, fetcher) = (self.clone(), fetcher.clone());
+        #[cfg(feature = "delta")]
+        return Box::pin(delta::price(payload, fetcher, links, release, offset, seeds));
+        #[cfg(not(feature = "delta"))]
+        {
+            let _ = (payload, links, seeds);
+            Box::pin(std::future::ready(Ok(fetcher.plan(&release, offset))))
+        }
+    }
+
     /// Fetches what is missing from `offset` on into `place`, and says how that went. Dropping it is as good as a power
     /// cut.
     pub(crate) fn fetch(
         self: &Rc<Self>,
         fetcher: &Rc<Fetcher>,
-        link: Uri,
+        links: Links,
         place: Place,
         release: Release,
         offset: u64,
@@ -168,7 +208,7 @@ impl Payload {
         self.position.set(offset);
         let (payload, fetcher) = (self.clone(), fetcher.clone());
         Box::pin(async move {
-            let job = get::Job { payload, fetcher, link, place, release, offset };
+            let job = get::Job { payload, fetcher, links, place, release, offset };
             job.run(&pause).await
         })
     }
@@ -184,7 +224,12 @@ impl Payload {
         let payload = self.clone();
         Box::pin(async move {
             let _gate = payload.gate.lock().await;
-            Event::Verified(payload.compare(&place, &release).await)
+            let verified = payload.compare(&place, &release).await;
+            #[cfg(feature = "delta")]
+            if verified.is_err() && payload.deltas.patch(&release).is_some() {
+                payload.deltas.refuse(&release, &"what its chunks make is not what was signed");
+            }
+            Event::Verified(verified)
         })
     }
 
@@ -218,7 +263,10 @@ impl Payload {
     /// Forgets what there is, for good. The bytes themselves are the installer's to remove.
     pub(crate) fn discard(&self) -> io::Result<()> {
         self.position.set(0);
-        self.progress().discard()
+        self.progress().discard()?;
+        #[cfg(feature = "delta")]
+        self.deltas.discard()?;
+        Ok(())
     }
 }
 

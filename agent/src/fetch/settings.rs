@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use fleetwave_agent_core::Caps;
 use hyper::Uri;
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::units::{Bytes, Rate, Span};
@@ -30,6 +32,13 @@ pub struct Download {
     pub idle_timeout: Span,
     /// How long one try may take; what has come by then is kept, and the next try goes on there.
     pub total_timeout: Option<Span>,
+}
+
+impl Download {
+    /// How long one try may take.
+    pub(super) fn most(&self) -> Duration {
+        self.total_timeout.map_or(Duration::MAX, Span::duration)
+    }
 }
 
 impl Default for Download {

@@ -190,6 +190,16 @@ impl Pipe {
         Ok(())
     }
 
+    /// Takes bytes over that belong together: what is durable never ends within them, unless a sync had begun before.
+    #[cfg(feature = "delta")]
+    pub(crate) async fn push_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.filling.extend_from_slice(bytes);
+        if self.filling.len() >= BUFFER || self.flushed.elapsed() >= CHECKPOINT_TIME {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
     async fn flush(&mut self) -> io::Result<()> {
         self.flushed = Instant::now();
         self.full.push(std::mem::take(&mut self.filling));
@@ -237,7 +247,8 @@ impl Pipe {
         written
     }
 
-    async fn drain(&mut self) -> io::Result<()> {
+    /// Writes all that was taken over.
+    pub(crate) async fn drain(&mut self) -> io::Result<()> {
         self.reap().await?;
         if !self.filling.is_empty() {
             self.full.push(std::mem::take(&mut self.filling));

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use fleetwave_agent_core::Release;
 use serde::{Deserialize, Serialize};
 
-use super::{Activated, InstallError, Installer, Later, Place, Reference, Site, Standing};
+use super::{Activated, InstallError, Installer, Later, Place, Reference, Seed, Site, Standing};
 use crate::command::{About, Command};
 use crate::files;
 use crate::target::Target;
@@ -219,6 +219,10 @@ impl Installer for Directory {
     fn commit(self: Rc<Self>) -> Later<Result<(), InstallError>> {
         let committed = self.point(Pointer { default: self.running.get(), once: None });
         Box::pin(ready(committed.map_err(self.failed("committing the slot"))))
+    }
+
+    fn seeds(&self) -> Vec<Seed> {
+        vec![Seed { path: self.path(self.running.get(), "image"), length: u64::MAX }]
     }
 
     fn discard(&self) -> io::Result<()> {

@@ -19,7 +19,7 @@ use fleetwave_agent_core::Release;
 use serde::Deserialize;
 
 use self::record::{Held, Records};
-use super::{Activated, InstallError, Installer, Later, Place, Site, Standing};
+use super::{Activated, InstallError, Installer, Later, Place, Seed, Site, Standing};
 use crate::boot::{Boot, BootConfig, Pair, Running, Slot, running};
 use crate::command::{About, Command};
 use crate::config::Rows;
@@ -320,7 +320,12 @@ impl Installer for Slots {
         disk::empty(&path)
     }
 
-    fn seeds(&self) -> Vec<PathBuf> {
-        self.now.get().map(|found| self.path(found.running).clone()).into_iter().collect()
+    /// The slot that runs: the other one is about to be overwritten.
+    fn seeds(&self) -> Vec<Seed> {
+        let Some(Found { running, .. }) = self.now.get() else { return Vec::new() };
+        // What came with the device may fill all of it.
+        let held = self.records.read(running).ok().flatten().and_then(|held| held.payload());
+        let length = held.map_or(u64::MAX, |(size, _)| size);
+        vec![Seed { path: self.path(running).clone(), length }]
     }
 }

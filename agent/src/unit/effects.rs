@@ -36,10 +36,9 @@ impl Unit {
                 self.events.push_back(Event::FetchFailed { error: FetchError::Stopped, durable });
             }
             Effect::Plan { release, offset } => {
-                let plan = self.fetcher.plan(&self.releases[release], offset);
-                self.plan = Some(plan);
-                self.counters.planned(self.target.as_str(), plan.spent.saturating_add(plan.bytes));
-                self.events.push_back(Event::Planned(Ok(plan)));
+                let (release, seeds) = (self.releases[release].clone(), self.installer.seeds());
+                let planning = self.payload.plan(&self.fetcher, self.links.clone(), release, offset, seeds);
+                self.go(async move { Step::Event(Event::Planned(planning.await)) });
             }
             Effect::AskLocks => {
                 let asking = self.locks.held(self.about());
@@ -144,9 +143,9 @@ impl Unit {
 
     /// Takes the grant that was offered, or not; gives back the method that is to be answered.
     pub(crate) fn take_offer(&mut self, accepted: bool) -> Option<String> {
-        let Offer { url, method } = self.offer.take()?;
+        let Offer { links, method } = self.offer.take()?;
         if accepted {
-            self.url = url;
+            self.links = links;
         }
         method
     }
@@ -171,15 +170,15 @@ impl Unit {
         let release = &self.releases[release];
         // The machine fetches only while a grant is good that it has taken; without a link it asks for a new one.
         let place = self.installer.place(release).map_err(|error| FetchError::Storage(storage_error(&error)));
-        let (url, place) = match (self.url.clone().ok_or(FetchError::Forbidden), place) {
-            (Ok(url), Ok(place)) => (url, place),
+        let (links, place) = match (self.links.clone().ok_or(FetchError::Forbidden), place) {
+            (Ok(links), Ok(place)) => (links, place),
             (Err(error), _) | (_, Err(error)) => {
                 self.events.push_back(Event::FetchFailed { error, durable: offset });
                 return;
             }
         };
         tracing::info!(target = %self.target, release = &*release.id, offset, size = release.size, "fetches");
-        let fetching = self.payload.fetch(&self.fetcher, url, place, release.clone(), offset);
+        let fetching = self.payload.fetch(&self.fetcher, links, place, release.clone(), offset);
         self.go(async move { Step::Event(fetching.await) });
         self.fetching = true;
     }
@@ -222,6 +221,10 @@ impl Unit {
             Step::Event(event) => {
                 if matches!(event, Event::Health(Err(_))) {
                     self.counters.unhealthy(self.target.as_str());
+                }
+                if let Event::Planned(Ok(plan)) = event {
+                    self.plan = Some(plan);
+                    self.counters.planned(self.target.as_str(), plan.spent.saturating_add(plan.bytes));
                 }
                 if matches!(event, Event::Fetched | Event::FetchFailed { .. }) {
                     self.fetching = false;

@@ -50,9 +50,9 @@ impl Device {
 
     /// One try, from what is durable on.
     pub(super) async fn fetch(&self, fetcher: &Rc<Fetcher>, link: &str, release: &Release) -> Event {
-        let link = fetcher.check_link(link).expect("a good link");
+        let links = fetcher.check_links(link, None).expect("a good link");
         let offset = self.payload.durable(release, &self.place);
-        self.payload.fetch(fetcher, link, self.place.clone(), release.clone(), offset).await
+        self.payload.fetch(fetcher, links, self.place.clone(), release.clone(), offset).await
     }
 
     pub(super) async fn verify(&self, release: &Release) -> Event {
@@ -204,7 +204,11 @@ impl Nginx {
     }
 
     pub(super) fn put(&self, payload: &[u8]) {
-        fs::write(self.dir.join("files/payload"), payload).expect("written");
+        self.put_as("payload", payload);
+    }
+
+    pub(super) fn put_as(&self, name: &str, content: &[u8]) {
+        fs::write(self.dir.join("files").join(name), content).expect("written");
     }
 
     pub(super) fn link(&self, path: &str) -> String {
