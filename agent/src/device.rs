@@ -32,6 +32,7 @@ use self::wait::{at, next_arrival, next_reply, next_step, next_zone, until};
 pub use self::zone::utc_offset;
 use crate::config::Config;
 use crate::fetch::Fetcher;
+use crate::files::{remedy, storage_error};
 use crate::install::{Activated, Later};
 use crate::link::{Access, Arrival, Link};
 use crate::local::Desk;
@@ -166,7 +167,8 @@ pub(crate) fn lock(state: &Path) -> Result<Option<File>, StateError> {
         Ok(file) => file,
         Err(error) => {
             let dir = state.display();
-            tracing::error!(%error, %dir, "the state directory cannot be written: there will be no updates");
+            let remedy = remedy(storage_error(&error));
+            tracing::error!(%error, %dir, remedy, "the state directory cannot be written: there will be no updates");
             return Ok(None);
         }
     };
@@ -296,7 +298,7 @@ impl<'a> Device<'a> {
         for unit in &self.units {
             let agent = unit.agent().filter(|_| !unit.is_local())?;
             let resting = matches!(agent.state(), State::Idle | State::Failed);
-            if !agent.is_online() || !resting || unit.reporting {
+            if !agent.is_online() || !resting || unit.reporting || unit.is_complaining() {
                 return None;
             }
             if let Progress::Failed(release, code) = agent.status().progress {

@@ -52,6 +52,19 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What somebody can do about a failure of the storage.
+pub(crate) fn remedy(error: StorageError) -> &'static str {
+    match error {
+        StorageError::NoSpace => "make room there",
+        StorageError::ReadOnly => {
+            "find out why it is read-only (the kernel's log says it), and mount it read-write"
+        }
+        StorageError::Failed => {
+            "see to it that the agent may write there, and what the kernel's log says of the medium"
+        }
+    }
+}
+
 /// What the machine is told of a failure.
 pub(crate) fn storage_error(error: &io::Error) -> StorageError {
     match error.kind() {

@@ -112,7 +112,7 @@ impl Journal {
             tracing::warn!(
                 bytes = torn,
                 sound = end.offset,
-                "the end of the journal is torn: it will be cut off"
+                "the end of the journal is torn or corrupt: it will be cut off"
             );
         }
         // Whatever it holds, it never took the journal's place.

@@ -27,6 +27,10 @@ pub fn status(config: &Config) -> Result<String, StateError> {
         if config.targets.len() > 1 {
             line(target.target.as_str(), "");
         }
+        if let Some(problem) = unit::kept_problem(&target.target.dir(&config.state)) {
+            let text = |member: &str| problem[member].as_str().unwrap_or_default().to_owned();
+            line("broken", &format!("{}: {}", text("code"), text("detail")));
+        }
         match Found::read(config, target)? {
             None => {
                 let dir = target.target.dir(&config.state);
@@ -50,7 +54,10 @@ pub fn status_json(config: &Config) -> Result<Value, StateError> {
     let mut targets = Map::new();
     for target in &config.targets {
         let found = Found::read(config, target)?;
-        let told = found.map_or(Value::Null, |found| found.told(costs.as_ref()));
+        let mut told = found.map_or(Value::Null, |found| found.told(costs.as_ref()));
+        if let Some(problem) = unit::kept_problem(&target.target.dir(&config.state)) {
+            told["problem"] = problem;
+        }
         targets.insert(target.target.to_string(), told);
     }
     Ok(json!({

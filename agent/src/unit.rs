@@ -7,6 +7,7 @@
 mod effects;
 mod local;
 mod told;
+mod trouble;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -21,8 +22,11 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 pub(crate) use self::told::cost;
+pub(crate) use self::trouble::kept_problem;
+use self::trouble::{Trouble, Troubles};
 use crate::config::{Config, TargetConfig};
 use crate::fetch::{Fetcher, Links, Payload};
+use crate::files::{remedy, storage_error};
 use crate::install::{Activated, InstallError, Installer, Later, Site, Standing};
 use crate::journal::Journal;
 use crate::locks::Locks;
@@ -106,6 +110,7 @@ pub(crate) struct Unit {
     health: Option<Later<Step>>,
     /// Steps in a row that failed.
     failures: u32,
+    troubles: Troubles,
 }
 
 struct Machine {
@@ -160,6 +165,7 @@ impl Unit {
             unsettled: false,
             health: None,
             failures: 0,
+            troubles: Troubles::default(),
         };
         unit.recall_from_disk();
         unit.begin(Duration::ZERO);
@@ -200,12 +206,22 @@ impl Unit {
             self.failures = 0;
         }
         self.unsettled = false;
+        self.troubles.standing = None;
+        self.keep_problem();
+        if standing.running == standing.committed {
+            self.troubles.leaving = None;
+        }
         self.stands(standing);
         let releases = Releases::new(self.trust.clone());
         self.releases = releases.fitting(self.target.as_str(), self.device_type.as_deref());
         self.recall();
         let journal = Journal::open(&self.dir, &mut self.releases, &standing.committed);
         let durable = journal.durable();
+        self.troubles.damage = journal.is_damaged().then(|| {
+            let detail =
+                "records that had been durable were lost: suspect the medium that the state directory is on";
+            Trouble::new("journal_damaged", detail)
+        });
         let committed = self.releases.intern(&standing.committed);
         let running = self.releases.intern(&standing.running);
         let partial = match durable.pending {
@@ -229,7 +245,8 @@ impl Unit {
     /// Keeps for `fleetwave-agent status` what runs.
     fn stands(&self, standing: &Standing) {
         if let Err(error) = standing.write(&self.dir) {
-            tracing::error!(target = %self.target, %error, "`status` will not know what runs");
+            let remedy = remedy(storage_error(&error));
+            tracing::error!(target = %self.target, %error, remedy, "`status` will not know what runs");
         }
     }
 
@@ -266,11 +283,13 @@ impl Unit {
 
     /// When the machine wants to be woken.
     pub(crate) fn wake(&self) -> Option<Instant> {
-        self.machine.as_ref()?.wake
+        let machine = self.machine.as_ref().and_then(|machine| machine.wake);
+        machine.into_iter().chain(self.complaint_due()).min()
     }
 
     /// Wakes it if it is time.
     pub(crate) fn ring(&mut self, now: Instant) {
+        self.ring_complaint(now);
         if let Some(machine) = &mut self.machine
             && machine.wake.is_some_and(|wake| wake <= now)
         {

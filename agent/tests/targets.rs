@@ -157,3 +157,36 @@ fn a_target_whose_state_is_gone_begins_anew_and_the_others_do_not_notice() {
     eventually("it was reported", || world.report()["components"]["app"]["code"] == "ok");
     assert_eq!(world.blobs.control().counters().bytes - before, 200_000);
 }
+
+#[test]
+fn a_target_of_which_it_cannot_be_told_what_runs_says_so_and_leaves_the_others_as_they_are() {
+    let world = World::with(None, &[], TARGETS);
+    // Boots by default what is not there.
+    let dir = world.state().join("components.app");
+    fs::create_dir_all(&dir).expect("a directory");
+    fs::write(dir.join("boot.json"), r#"{"default": "b", "once": null}"#).expect("written");
+    let agent = world.start();
+    world.desire(&desired(&world, 2));
+    let mut reported = json!({});
+    let is = |reported: &Value, path: &str, value: &str| reported.pointer(path) == Some(&json!(value));
+    while !is(&reported, "/components/app/state", "broken") || !is(&reported, "/firmware/code", "ok") {
+        merge(&mut reported, world.report());
+    }
+    let problem = &reported["components"]["app"]["problem"];
+    assert_eq!(problem["code"], "storage_failed", "{problem}");
+    assert!(problem["detail"].as_str().is_some_and(|told| told.contains("holds no release")), "{problem}");
+    let (_, answer) = world.call("status", &Value::Null);
+    assert_eq!(answer["targets"]["components.app"]["state"], "broken", "{answer}");
+    let status = world.status();
+    assert!(status.contains("components.app\nbroken     storage_failed: it cannot be told"), "{status}");
+
+    fs::remove_file(dir.join("boot.json")).expect("mended");
+    while !is(&reported, "/components/app/code", "ok") || !reported["components"]["app"]["problem"].is_null()
+    {
+        merge(&mut reported, world.report());
+    }
+    assert_eq!(reported["components"]["app"]["running"]["id"], "app-2");
+    assert_eq!(reported["workloads"]["web"]["running"]["id"], "web-2");
+    assert!(agent.terminate().success());
+    assert!(!world.status().contains("broken"), "{}", world.status());
+}

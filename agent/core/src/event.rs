@@ -257,6 +257,8 @@ pub enum FetchError {
     Unplanned,
     /// The device could not keep the bytes.
     Storage(StorageError),
+    /// The installer does not take such a payload, and so has no place for it.
+    Unfit,
     /// The machine asked for it, by [`Effect::PauseFetch`].
     Stopped,
     /// This update has cost as many bytes as one may.
@@ -278,6 +280,7 @@ impl FetchError {
             Self::OverUpdateCap => ResultCode::OverUpdateCap,
             Self::OverWindowCap => ResultCode::OverWindowCap,
             Self::Protocol | Self::Unplanned => ResultCode::DownloadProtocol,
+            Self::Unfit => ResultCode::PayloadUnfit,
             Self::Storage(error) => error.code(),
         }
     }
@@ -290,6 +293,8 @@ pub enum VerifyError {
     Size,
     /// Not the bytes that were signed.
     Digest,
+    /// Not to be read back from where it was put.
+    Unreadable,
 }
 
 impl VerifyError {
@@ -299,6 +304,7 @@ impl VerifyError {
         match self {
             Self::Size => ResultCode::SizeMismatch,
             Self::Digest => ResultCode::DigestMismatch,
+            Self::Unreadable => ResultCode::StorageFailed,
         }
     }
 }

@@ -40,10 +40,21 @@ impl Device<'_> {
         }
         self.effects = effects;
         self.host.watch_wanted(&self.units);
+        self.tell_problems();
         self.tell_news();
         match &mut self.link {
             Some(link) if self.connected => self.outbox.flush(link, &self.host.counters),
             _ => self.outbox.clear(),
+        }
+    }
+
+    /// Tells what is wrong with units, and what is not any more, if the hub does not know.
+    fn tell_problems(&mut self) {
+        for (index, unit) in self.units.iter_mut().enumerate() {
+            if let Some(report) = unit.complaint() {
+                tracing::info!(report = %serde_json::Value::Object(report.clone()), "reports");
+                self.outbox.report(Asked { who: Who::Problem { index }, rid: 0 }, report);
+            }
         }
     }
 
@@ -117,6 +128,7 @@ impl Device<'_> {
             Effect::Report { rid, status } => {
                 let asked = asked(rid);
                 unit.reporting = true;
+                unit.speaks();
                 let section = unit.target.as_str();
                 let report = twin::write_section(&status, unit.plan.as_ref(), section, &unit.releases);
                 tracing::info!(report = %serde_json::Value::Object(report.clone()), "reports");
@@ -164,7 +176,10 @@ impl Device<'_> {
         self.subscribed = false;
         // What was on its way on a connection that this one takes the place of stays unanswered.
         self.outbox.forget();
-        self.units.iter_mut().for_each(|unit| unit.reporting = false);
+        for unit in &mut self.units {
+            unit.reporting = false;
+            unit.hub_forgets();
+        }
         self.tell_all(Event::Connected { session_present: session_present && self.heard });
     }
 
@@ -173,7 +188,10 @@ impl Device<'_> {
         self.host.watched(Seen::Lost);
         self.link = None;
         self.outbox.forget();
-        self.units.iter_mut().for_each(|unit| unit.reporting = false);
+        for unit in &mut self.units {
+            unit.reporting = false;
+            unit.hub_forgets();
+        }
         self.tell_of_loss(was_connected);
     }
 

@@ -69,8 +69,11 @@ impl Device<'_> {
         if !(200..300).contains(&status) {
             tracing::warn!(status, "the hub refused a report");
         }
+        let now = self.now().at;
         for asked in all {
-            if let Some(unit) = self.asking(*asked) {
+            if let Who::Problem { index } = asked.who {
+                self.units[index].complained(status, now);
+            } else if let Some(unit) = self.asking(*asked) {
                 // One that is refused for now will be repeated, and nothing is settled until then.
                 unit.reporting = matches!(status, 429 | 500..);
                 unit.hear(Event::Reported { rid: asked.rid, status });
@@ -87,7 +90,7 @@ impl Device<'_> {
                 for asked in all {
                     match asked.who {
                         Who::Lead => self.lead.hear(Event::TwinRefused(status)),
-                        Who::Unit { .. } => {
+                        Who::Unit { .. } | Who::Problem { .. } => {
                             if let Some(unit) = self.asking(*asked) {
                                 unit.hear(Event::TwinRefused(status));
                             }
@@ -100,6 +103,7 @@ impl Device<'_> {
         for asked in all {
             if asked.who == Who::Lead {
                 self.lead.hear_twin(version);
+                self.units.iter_mut().for_each(|unit| unit.hub_knows(reported.as_ref()));
             } else if let Some(unit) = self.asking(*asked) {
                 // What is desired is read first: what was reported may name releases that only it tells.
                 let section = unit.target.as_str();

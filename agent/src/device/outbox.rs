@@ -22,6 +22,8 @@ pub(super) enum Who {
     Lead,
     /// A unit's, in one of its lives.
     Unit { index: usize, life: u32 },
+    /// No machine: what is wrong with a unit, whatever its life.
+    Problem { index: usize },
 }
 
 /// What the hub was asked, and by whom.
@@ -67,15 +69,7 @@ impl Outbox {
         for out in &mut self.out {
             if let Out::Report(all, patch) = out {
                 all.push(asked);
-                for (member, section) in report {
-                    match (patch.get_mut(&member), section) {
-                        // Another component's or workload's.
-                        (Some(Value::Object(there)), Value::Object(section)) => there.extend(section),
-                        (_, section) => {
-                            patch.insert(member, section);
-                        }
-                    }
-                }
+                put(patch, report);
                 return;
             }
         }
@@ -130,5 +124,17 @@ impl Outbox {
     /// What this answer is to.
     pub(super) fn answered(&mut self, rid: u32) -> Option<Question> {
         self.questions.remove(&rid)
+    }
+}
+
+/// Adds one patch to another: what the second says stands.
+fn put(into: &mut Map<String, Value>, patch: Map<String, Value>) {
+    for (member, value) in patch {
+        match (into.get_mut(&member), value) {
+            (Some(Value::Object(there)), Value::Object(more)) => put(there, more),
+            (_, value) => {
+                into.insert(member, value);
+            }
+        }
     }
 }

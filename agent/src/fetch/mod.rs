@@ -254,8 +254,7 @@ impl Payload {
             Ok(false) => Err(VerifyError::Digest),
             Err(error) => {
                 tracing::error!(%error, path = %place.path.display(), "the payload cannot be read");
-                // Bytes that cannot be read back are not the ones that were signed.
-                Err(VerifyError::Digest)
+                Err(VerifyError::Unreadable)
             }
         }
     }

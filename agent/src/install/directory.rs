@@ -158,7 +158,10 @@ impl Directory {
             return Err(io::Error::other("the slot to be overwritten is the one that runs"));
         }
         files::remove(&self.path(slot, "release.json"))?;
-        Ok(self.path(slot, "image"))
+        let image = self.path(slot, "image");
+        // The disk may have been full when the agent started.
+        fs::create_dir_all(self.site.dir.join(slot.name()))?;
+        Ok(image)
     }
 
     fn put(&self, release: &Release) -> io::Result<()> {

@@ -70,6 +70,10 @@ impl Replay {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read?,
         };
+        Ok(Self::of(&bytes, releases))
+    }
+
+    pub(super) fn of(bytes: &[u8], releases: &mut Releases) -> Self {
         let mut replay = Self::default();
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
             if replay.take(line, releases).is_none() {
@@ -81,7 +85,7 @@ impl Replay {
             let tail = &bytes[bytes.len() - replay.torn as usize..];
             replay.damaged = replay.end.is_followed(tail);
         }
-        Ok(replay)
+        replay
     }
 
     /// `None` for a line that is not sound.

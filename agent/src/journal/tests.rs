@@ -45,11 +45,7 @@ impl Bench {
 
     /// The records that are there.
     fn read(&mut self) -> Vec<Record> {
-        self.replay().records
-    }
-
-    fn replay(&mut self) -> Replay {
-        Replay::read(self.dir.path(), &mut self.known).expect("reads")
+        Replay::read(self.dir.path(), &mut self.known).expect("reads").records
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -83,12 +79,15 @@ fn a_journal_cut_anywhere_gives_the_records_before_the_cut_and_takes_new_ones() 
         for rest in [0, 1, 600] {
             let mut torn = whole[..cut].to_vec();
             torn.resize(cut + rest, 0);
-            bench.put(&torn);
             let sound = ends.iter().filter(|end| **end <= cut as u64).count() - 1;
-            let replay = bench.replay();
+            let replay = Replay::of(&torn, &mut bench.known);
             assert_eq!(replay.records, written[..sound], "cut at {cut}");
             assert!(!replay.damaged, "cut at {cut}");
         }
+        if cut % 7 != 0 {
+            continue;
+        }
+        bench.put(&whole[..cut]);
         let mut journal = bench.open();
         journal.append(written[0], &bench.known).expect("appends");
         let sound = ends.iter().filter(|end| **end <= cut as u64).count() - 1;
@@ -108,8 +107,7 @@ fn a_bit_that_has_changed_ends_the_sound_part_and_is_told_from_a_write_that_was_
         for bit in 0..8 {
             let mut changed = whole.clone();
             changed[at] ^= 1 << bit;
-            bench.put(&changed);
-            let replay = bench.replay();
+            let replay = Replay::of(&changed, &mut bench.known);
             assert!(replay.torn > 0 && replay.end.offset <= at as u64, "byte {at}");
             assert_eq!(replay.records, written[..replay.records.len()], "byte {at}");
             // Of the last append nobody can say whether it was ever whole.
@@ -131,8 +129,7 @@ fn sectors_that_were_not_written_of_the_last_append_are_no_damage() {
             let mut torn = whole.clone();
             let end = whole.len().min(hole + length);
             torn[hole..end].fill(0);
-            bench.put(&torn);
-            let replay = bench.replay();
+            let replay = Replay::of(&torn, &mut bench.known);
             assert!(!replay.damaged && replay.records == written[..5], "{hole}");
         }
     }
@@ -171,7 +168,7 @@ fn a_cold_start_knows_the_releases_from_the_journal_alone() {
 fn a_journal_never_grows_far_beyond_its_bound() {
     let mut bench = Bench::new();
     let mut journal = bench.open();
-    let longest = (0..3000_u64).map(|turn| {
+    let longest = (0..300_u64).map(|turn| {
         let id = format!("a-release-with-a-longer-name-{turn}");
         let release = bench.known.preinstalled(&id, turn);
         for record in [Record::Started(release), Record::Ended(release, ResultCode::Ok)] {
@@ -235,7 +232,7 @@ fn record() -> impl Strategy<Value = (u8, u64, ResultCode)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Assumes records in any order, each any number of times in a row. Appends them to one journal that is made
     /// shorter at random and opened anew at random, and to one that never is; then cuts both off behind the same
@@ -261,7 +258,7 @@ proptest! {
                 _ => Record::Ended(release, code),
             };
             // Counters have an end, and most sequences are short.
-            for _ in 0..if times > 280 { times } else { times % 4 + 1 } {
+            for _ in 0..if times > 290 { times } else { times % 4 + 1 } {
                 compacted.append(record, &short.known).expect("appends");
                 plain.append(record, &long.known).expect("appends");
                 ends.push((compacted.end.offset, plain.end.offset));

@@ -12,6 +12,7 @@ use super::settings::{Address, Hub, Provisioning, check_device, is_loopback};
 use super::tls::{Client, TlsPool};
 use super::{LinkError, register};
 use crate::config::{Rows, authorities, span};
+use crate::files;
 use crate::identity::{Identity, Proof, SasSigner};
 
 /// Where a device belongs.
@@ -213,7 +214,8 @@ impl Access {
                     let assigned = register::register(self, provisioning, proof).await?;
                     tracing::info!(hub = assigned.hub, device = assigned.device_id, "provisioned");
                     if let Err(error) = assigned.save(&self.state) {
-                        tracing::error!(%error, "the assignment cannot be kept: the next start asks for it again");
+                        let remedy = files::remedy(files::storage_error(&error));
+                        tracing::error!(%error, remedy, "the assignment cannot be kept: the next start asks for it again");
                     }
                     let mut known = self.known();
                     known.assigned = Some(assigned.clone());

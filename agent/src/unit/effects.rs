@@ -1,5 +1,6 @@
 //! What the machine of a unit asks for, carried out, and what comes of it.
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task;
@@ -9,9 +10,10 @@ use fleetwave_agent_core::{
     Agent, Effect, Event, FetchError, HealthError, LockAnswer, Record, ReleaseId, ResultCode, VerifyError,
 };
 
+use super::trouble::Trouble;
 use super::{Offer, Parked, Step, Unit};
 use crate::crash;
-use crate::files::storage_error;
+use crate::files::{remedy, storage_error};
 use crate::install::{Activated, Standing};
 
 impl Unit {
@@ -75,13 +77,13 @@ impl Unit {
             Effect::Persist(record) => {
                 let Some(machine) = &mut self.machine else { return None };
                 let durable = machine.journal.append(record, &self.releases);
-                let durable = durable.inspect_err(
-                    |error| tracing::error!(target = %self.target, %error, "the journal cannot be written"),
-                );
-                if durable.is_err() {
+                self.troubles.journal = durable.as_ref().err().map(|error| {
                     self.counters.journal_failed(self.target.as_str());
-                }
+                    self.storage_fails(error, "the journal cannot be written")
+                });
                 if let Record::Ended(release, code) = record {
+                    // What became of it is told by its code.
+                    self.troubles.payload = None;
                     self.last = Some((release, code));
                     self.counters.ended(self.target.as_str(), code);
                 }
@@ -90,7 +92,9 @@ impl Unit {
                     self.outcomes.push(self.outcome(release, code, &spent));
                 }
                 if let (Ok(()), Record::Ended(release, ResultCode::Ok)) = (&durable, record) {
-                    if let Some(machine) = &self.machine {
+                    if self.troubles.damage.take().is_some()
+                        && let Some(machine) = &self.machine
+                    {
                         machine.journal.forget_damage();
                     }
                     let reference = self.releases[release].reference();
@@ -169,7 +173,13 @@ impl Unit {
         }
         let release = &self.releases[release];
         // The machine fetches only while a grant is good that it has taken; without a link it asks for a new one.
-        let place = self.installer.place(release).map_err(|error| FetchError::Storage(storage_error(&error)));
+        let place = self.installer.place(release).map_err(|error| {
+            tracing::error!(target = %self.target, %error, "there is no place for the payload");
+            match error.kind() {
+                io::ErrorKind::FileTooLarge => FetchError::Unfit,
+                _ => FetchError::Storage(storage_error(&error)),
+            }
+        });
         let (links, place) = match (self.links.clone().ok_or(FetchError::Forbidden), place) {
             (Ok(links), Ok(place)) => (links, place),
             (Err(error), _) | (_, Err(error)) => {
@@ -192,9 +202,17 @@ impl Unit {
             }
             Err(error) => {
                 tracing::error!(target = %self.target, %error, "the payload has no place");
-                self.events.push_back(Event::Verified(Err(VerifyError::Digest)));
+                self.events.push_back(Event::Verified(Err(VerifyError::Unreadable)));
             }
         }
+    }
+
+    /// Something durable could not be written: tells what to do about it.
+    fn storage_fails(&self, error: &io::Error, what: &str) -> Trouble {
+        let told = storage_error(error);
+        let remedy = remedy(told);
+        tracing::error!(target = %self.target, %error, dir = %self.dir.display(), remedy, "{what}");
+        Trouble::new(told.code().name(), format!("{what} in {}: {error}: {remedy}", self.dir.display()))
     }
 
     /// The step that has come to its end.
@@ -216,18 +234,38 @@ impl Unit {
             Step::Stood(Ok(standing)) => self.stood(&standing),
             Step::Stood(Err(error)) => {
                 tracing::error!(target = %self.target, %error, "it cannot be told what runs: tried again later");
+                let code = error.told().code().name();
+                let trouble = Some(Trouble::new(code, format!("it cannot be told what runs: {error}")));
+                if self.troubles.standing != trouble {
+                    self.troubles.standing = trouble;
+                    self.keep_problem();
+                }
                 self.begin_later();
+                if self.is_broken() {
+                    self.counters.entered(self.target.as_str(), "broken");
+                }
             }
             Step::Event(event) => {
                 if matches!(event, Event::Health(Err(_))) {
                     self.counters.unhealthy(self.target.as_str());
                 }
-                if let Event::Planned(Ok(plan)) = event {
-                    self.plan = Some(plan);
-                    self.counters.planned(self.target.as_str(), plan.spent.saturating_add(plan.bytes));
-                }
-                if matches!(event, Event::Fetched | Event::FetchFailed { .. }) {
-                    self.fetching = false;
+                match event {
+                    Event::Planned(Ok(plan)) => {
+                        self.plan = Some(plan);
+                        self.counters.planned(self.target.as_str(), plan.spent.saturating_add(plan.bytes));
+                    }
+                    Event::FetchFailed { error: FetchError::Storage(error), .. }
+                    | Event::Planned(Err(FetchError::Storage(error))) => {
+                        self.fetching = false;
+                        let detail = format!("the payload cannot be kept: {}", remedy(error));
+                        tracing::error!(target = %self.target, code = error.code().name(), "{detail}");
+                        self.troubles.payload = Some(Trouble::new(error.code().name(), detail));
+                    }
+                    Event::Fetched | Event::FetchFailed { .. } => {
+                        self.fetching = false;
+                        self.troubles.payload = None;
+                    }
+                    _ => {}
                 }
                 self.events.push_back(event);
             }
@@ -244,6 +282,8 @@ impl Unit {
             // What failed its trial must not stay because one try to get rid of it failed.
             Step::GoneBack(Err(error)) => {
                 tracing::error!(target = %self.target, %error, "not gone back");
+                let detail = format!("what failed its trial cannot be left: {error}");
+                self.troubles.leaving = Some(Trouble::new(error.told().code().name(), detail));
                 self.begin_later();
             }
         }

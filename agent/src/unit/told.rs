@@ -18,14 +18,19 @@ impl Unit {
 
     /// For the service manager: what it does, if anything.
     pub(crate) fn doing(&self) -> Option<String> {
-        let Some(agent) = self.agent() else { return Some(format!("{}: starting", self.target)) };
+        let Some(agent) = self.agent() else {
+            return Some(format!("{}: {}", self.target, self.state_name()));
+        };
         let release = agent.in_flight()?;
         Some(format!("{}: {} {}", self.target, agent.state().name(), self.releases[release].id))
     }
 
     /// For people, and for programs of the back end.
     pub(crate) fn status(&self) -> Value {
-        let Some(agent) = self.agent() else { return json!({"state": "starting"}) };
+        let problem = self.problem();
+        let Some(agent) = self.agent() else {
+            return json!({"state": self.state_name(), "problem": problem});
+        };
         let name = |release: ReleaseId| {
             let release = &self.releases[release];
             json!({"id": &*release.id, "seq": release.sequence})
@@ -55,7 +60,7 @@ impl Unit {
             "committed": name(agent.committed()),
             "updating": updating,
             "last": last,
-            "journal_damaged": self.machine.as_ref().is_some_and(|machine| machine.journal.is_damaged()),
+            "problem": problem,
         })
     }
 
@@ -81,7 +86,12 @@ impl Unit {
             let release = &self.releases[release];
             json!({"id": &*release.id, "seq": release.sequence})
         });
-        json!({"state": self.state().map_or("starting", State::name), "running": running})
+        json!({"state": self.state_name(), "running": running})
+    }
+
+    fn state_name(&self) -> &'static str {
+        let unknown = if self.is_broken() { "broken" } else { "starting" };
+        self.state().map_or(unknown, State::name)
     }
 
     /// Whether a download of this unit is under way.

@@ -338,7 +338,7 @@ impl World {
     }
 
     /// The reports of the firmware up to the one that `wanted` accepts, as running release, state and code.
-    pub(crate) fn reports_until(&self, wanted: impl Fn(&Value) -> bool) -> Vec<String> {
+    pub(crate) fn reports_until(&self, mut wanted: impl FnMut(&Value) -> bool) -> Vec<String> {
         let mut seen = Vec::new();
         loop {
             let report = self

@@ -144,6 +144,7 @@ impl Agent {
                 self.failed(turn, error.code());
             }
             FetchError::Storage(StorageError::ReadOnly)
+            | FetchError::Unfit
             | FetchError::OverUpdateCap
             | FetchError::OverWindowCap => self.give_up(turn, error.code()),
             FetchError::Unplanned => {

@@ -105,7 +105,9 @@ impl Agent {
     #[must_use]
     pub fn in_flight(&self) -> Option<ReleaseId> {
         match self.step {
-            Step::Deferred { release, .. } => Some(release),
+            Step::Deferred { release, .. } | Step::PersistPause { record: Record::Started(release), .. } => {
+                Some(release)
+            }
             _ => self.durable.pending.map(|pending| pending.release),
         }
     }
@@ -311,10 +313,12 @@ impl Agent {
         let Step::Persisting { record, then } = self.step else { return };
         if let Err(error) = result {
             match record {
-                // Without a record nothing is begun. The device says so, and tries again after its next start.
+                // Without a record nothing is begun. The device says so at once, and tries again for a while; after
+                // that, at its next start.
                 Record::Started(release) => {
                     self.durable.apply(Record::Ended(release, error.code()));
-                    self.enter(turn, Step::Idle, State::Failed);
+                    let paused = self.pause_of_record(turn, record, then);
+                    self.enter(turn, paused.unwrap_or(Step::Idle), State::Failed);
                     return;
                 }
                 // Nothing relies on the end: if it is lost, a cold start comes to the same one.
@@ -323,20 +327,20 @@ impl Agent {
                 // without it the number of boots ends the trial.
                 Record::Reverting(..) => {}
                 Record::Staged(_) | Record::Booting(_) => {
-                    if self.tries >= turn.cx.policy.attempts {
-                        self.give_up(turn, error.code());
-                        return;
+                    match self.pause_of_record(turn, record, then) {
+                        Some(paused) => self.step = paused,
+                        None => self.give_up(turn, error.code()),
                     }
-                    let until = turn.now.at + turn.cx.policy.retry.pause(self.tries, &mut self.rng);
-                    self.tries = self.tries.saturating_add(1);
-                    self.step = Step::PersistPause { record, then, until };
                     return;
                 }
             }
         }
         self.durable.apply(record);
         match then {
-            Then::Grant => self.go_on(turn),
+            Then::Grant => {
+                self.tries = 0;
+                self.go_on(turn);
+            }
             // Not straight into the reboot: this is the last moment at which the update can be called off.
             Then::Activate { begun } => {
                 self.step = Step::Staged { until: turn.now.at, ask_until: Instant::NEVER, begun };
@@ -355,6 +359,16 @@ impl Agent {
                 self.enter(turn, Step::Idle, if failed { State::Failed } else { State::Idle });
             }
         }
+    }
+
+    /// The pause before a record is tried again that could not be made durable; `None` if it was tried often enough.
+    fn pause_of_record(&mut self, turn: &Turn<'_>, record: Record, then: Then) -> Option<Step> {
+        if self.tries >= turn.cx.policy.attempts {
+            return None;
+        }
+        let until = turn.now.at + turn.cx.policy.retry.pause(self.tries, &mut self.rng);
+        self.tries += 1;
+        Some(Step::PersistPause { record, then, until })
     }
 
     /// Ends the update: the outcome is durable before it is told.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fleetwave_agent_core::{Effect, Event, FetchError, GrantAnswer, Record, ResultCode, State, StorageError};
 use fleetwave_protocol::time::{Instant, WallTime};
+use serde_json::json;
 
 use crate::world::{Cut, Fetching, Happening, SIZE, World, reference};
 
@@ -221,6 +222,60 @@ fn storage_that_cannot_take_a_record_ends_the_update_with_a_cause_or_is_not_need
         assert_eq!(&*world.running(), runs, "case {index}");
         assert_eq!(world.hub.reported["firmware"]["code"], code.name(), "case {index}");
     }
+}
+
+#[test]
+fn an_update_that_cannot_be_recorded_says_so_at_once_and_begins_when_it_can_be() {
+    let mut world = World::new(11);
+    world.script.persist =
+        Some(|record| matches!(record, Record::Started(_)).then_some(StorageError::NoSpace));
+    world.desire(reference("fw-2", 2, false));
+    world.run_to(State::Failed);
+    world.run_for(Duration::from_secs(1));
+    let told = &world.hub.reported["firmware"];
+    assert_eq!((&told["state"], &told["code"]), (&json!("failed"), &json!("no_space")));
+    assert_eq!(world.count(|effect| matches!(effect, Effect::Fetch { .. })), 0);
+    world.run_for(Duration::from_secs(60));
+    let tries = world.count(|effect| matches!(effect, Effect::Persist(Record::Started(_))));
+    assert!((3..=6).contains(&tries), "{tries} tries in a minute");
+    assert_eq!(world.hub.reports.len(), 2, "and it is told once");
+    // Somebody makes room.
+    world.script.persist = None;
+    world.run();
+    world.assert_settled();
+    assert_eq!((&*world.running(), code(&world)), ("fw-2", ResultCode::Ok));
+}
+
+#[test]
+fn an_update_that_waits_for_its_first_record_can_be_called_off_or_superseded() {
+    type Change = fn(&mut World);
+    let changes: [(Change, &str, ResultCode); 4] = [
+        (World::cancel, "fw-1", ResultCode::Cancelled),
+        (World::remove, "fw-1", ResultCode::Cancelled),
+        (World::abort, "fw-1", ResultCode::Aborted),
+        (|world| world.desire(reference("fw-3", 3, false)), "fw-3", ResultCode::Ok),
+    ];
+    for (change, runs, ended) in changes {
+        let mut world = World::new(11);
+        world.script.persist = Some(|_| Some(StorageError::NoSpace));
+        world.desire(reference("fw-2", 2, false));
+        world.run_to(State::Failed);
+        world.run_for(Duration::from_secs(20));
+        world.script.persist = None;
+        change(&mut world);
+        world.run();
+        world.assert_settled();
+        assert_eq!((&*world.running(), code(&world)), (runs, ended));
+    }
+}
+
+#[test]
+fn a_payload_that_the_installer_has_no_place_for_is_not_asked_for_again() {
+    let world = updating(|world| {
+        world.script.fetches.extend([Fetching::Fails(0, FetchError::Unfit); 40]);
+    });
+    assert_eq!(code(&world), ResultCode::PayloadUnfit);
+    assert_eq!(world.count(|effect| matches!(effect, Effect::Fetch { .. })), 1);
 }
 
 #[test]
