@@ -8,6 +8,7 @@ mod pack;
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -43,6 +44,8 @@ struct Story {
     /// What the twin asks for, and what it asks for while the device is dead, if that is something else.
     asks: &'static str,
     then: Option<&'static str>,
+    /// It is not the twin that asks, but somebody at the device, with a stick and without a hub.
+    stick: bool,
     health: &'static str,
     /// What a journal may grow to, if that is to be so little that it is written anew in each life.
     journal_bound: Option<&'static str>,
@@ -59,6 +62,7 @@ const STORIES: &[Story] = &[
         name: "a good release",
         asks: "fw-2",
         then: None,
+        stick: false,
         health: "true",
         journal_bound: None,
         ends: &["fw-2"],
@@ -69,6 +73,7 @@ const STORIES: &[Story] = &[
         name: "a release that is unhealthy",
         asks: "fw-2",
         then: None,
+        stick: false,
         health: "false",
         journal_bound: Some("1"),
         ends: &["fw-1"],
@@ -79,6 +84,7 @@ const STORIES: &[Story] = &[
         name: "a payload that is not what was signed",
         asks: "bad-2",
         then: None,
+        stick: false,
         health: "true",
         journal_bound: None,
         ends: &["fw-1"],
@@ -89,6 +95,7 @@ const STORIES: &[Story] = &[
         name: "a newer release while the device is dead",
         asks: "fw-2",
         then: Some("fw-3"),
+        stick: false,
         health: "true",
         journal_bound: None,
         ends: &["fw-3"],
@@ -99,6 +106,7 @@ const STORIES: &[Story] = &[
         name: "a release of which much runs already",
         asks: "delta-2",
         then: None,
+        stick: false,
         health: "true",
         journal_bound: None,
         ends: &["delta-2"],
@@ -109,12 +117,24 @@ const STORIES: &[Story] = &[
         name: "called off while the device is dead",
         asks: "fw-2",
         then: Some("nothing"),
+        stick: false,
         health: "true",
         journal_bound: None,
         // What has gone so far that only the slot decides, is finished.
         ends: &["fw-1", "fw-2"],
         exit: 0,
         least: 70,
+    },
+    Story {
+        name: "from a stick",
+        asks: "fw-2",
+        then: None,
+        stick: true,
+        health: "true",
+        journal_bound: None,
+        ends: &["fw-2"],
+        exit: 0,
+        least: 60,
     },
 ];
 
@@ -205,7 +225,8 @@ impl Yard {
         fs::create_dir(&dir).expect("a directory");
         let hub = self.hub.control();
         let mut device = NewDevice::new(name);
-        device.desired = Some(self.desired(story.asks).to_string().into());
+        let twin_asks = if story.stick { "nothing" } else { story.asks };
+        device.desired = Some(self.desired(twin_asks).to_string().into());
         hub.create_devices([device]).expect("a device");
         let state = dir.join("state").display().to_string();
         let public = STANDARD.encode(self.key.verifying_key().to_bytes());
@@ -222,7 +243,18 @@ impl Yard {
         let slot = dir.join("state/firmware/slot-a");
         fs::create_dir_all(&slot).expect("a directory");
         fs::write(slot.join("image"), delivered()).expect("an image");
-        Device { yard: self, name: name.to_owned(), dir, lives: 0, journal_bound: story.journal_bound }
+        let stick = story.stick.then(|| self.stick(&dir, story.asks));
+        let name = name.to_owned();
+        Device { yard: self, name, dir, stick, lives: 0, journal_bound: story.journal_bound }
+    }
+
+    /// A release in a directory.
+    fn stick(&self, dir: &Path, id: &str) -> PathBuf {
+        let (stick, (reference, content, _)) = (dir.join("stick"), release(id, &self.key));
+        fs::create_dir(&stick).expect("a directory");
+        fs::write(stick.join("release.json"), Value::Object(reference).to_string()).expect("written");
+        fs::write(stick.join("payload"), read(&content, SIZE)).expect("written");
+        stick
     }
 
     fn desired(&self, asks: &str) -> Value {
@@ -237,6 +269,7 @@ struct Device<'a> {
     yard: &'a Yard,
     name: String,
     dir: PathBuf,
+    stick: Option<PathBuf>,
     lives: u32,
     journal_bound: Option<&'static str>,
 }
@@ -248,10 +281,17 @@ impl Device<'_> {
 
     /// One life: until it has nothing left to do, or until it dies at that point.
     fn live(&mut self, at: Option<usize>) -> ExitStatus {
+        match self.stick.clone() {
+            Some(stick) => self.run(&["install".as_ref(), stick.as_ref()], at),
+            None => self.run(&["run".as_ref(), "--once".as_ref()], at),
+        }
+    }
+
+    fn run(&mut self, arguments: &[&OsStr], at: Option<usize>) -> ExitStatus {
         self.lives += 1;
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).expect("a log");
         let mut command = program();
-        command.arg("run").arg("--once").arg("--config").arg(self.dir.join("agent.toml"));
+        command.args(arguments).arg("--config").arg(self.dir.join("agent.toml"));
         command.env("FLEETWAVE_CRASH_LOG", self.dir.join(format!("points-{}", self.lives)));
         if let Some(bound) = self.journal_bound {
             command.env("FLEETWAVE_JOURNAL_BOUND", bound);
@@ -376,7 +416,11 @@ fn round(yard: &Yard, story: &Story, name: &str, deaths: &[usize]) -> Option<Str
         device.asks(then);
     }
     let before = device.served();
-    let status = device.live(None);
+    let mut status = device.live(None);
+    if story.stick && status.success() {
+        // The hub has not heard of it yet.
+        status = device.run(&["run".as_ref(), "--once".as_ref()], None);
+    }
     let context =
         || format!("{}, killed at {deaths:?}, the last was {last:?}:\n{}", story.name, device.log());
     assert_eq!(status.code(), Some(story.exit), "{}", context());
@@ -415,7 +459,8 @@ fn play(story: &Story) -> BTreeMap<String, usize> {
     drop(yard);
 
     let draw = |n: u64| rng::mix(n ^ rng::mix(story.name.len() as u64));
-    let pairs = if story.asks.starts_with("delta") { PAIRS / 4 } else { PAIRS };
+    let few = story.stick || story.asks.starts_with("delta");
+    let pairs = if few { PAIRS / 4 } else { PAIRS };
     let pairs = (0..pairs as u64).map(|n| {
         let [first, second] = [2 * n, 2 * n + 1].map(|n| 1 + (draw(n) % points as u64) as usize);
         vec![first, second]
