@@ -39,6 +39,7 @@ use crate::local::Desk;
 use crate::target::Target;
 use crate::telemetry::News;
 use crate::unit::{Step, Unit};
+use crate::watch::Seen;
 use crate::watchdog::Guard;
 use crate::{Ended, StateError};
 
@@ -136,6 +137,7 @@ pub(crate) async fn live_locked(
             Death::GoingDown if desk.is_alone() => break Ended::Stopped,
             Death::GoingDown => {
                 tracing::warn!("the machine goes down");
+                host.watched(Seen::GoingDown);
                 if stopped(stop.as_mut(), &mut guard).await {
                     break Ended::Stopped;
                 }

@@ -18,6 +18,8 @@ pub enum Seen<'a> {
     Wanted(&'a Map<String, Value>),
     /// The update of its firmware stands here now.
     Entered(State),
+    /// The machine goes down, by the agent's wish, and has been asked to.
+    GoingDown,
     /// It asks for a download; again, if that was not answered.
     Asked,
     /// It has the download's address, and takes it.

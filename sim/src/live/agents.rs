@@ -3,16 +3,20 @@
 //! that counts for them.
 
 mod config;
+mod machine;
 mod power;
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use fleetwave_agent::{Config, Seen, TlsPool, Watch};
+use fleetwave_agent::{Seen, TlsPool, Watch};
+use fleetwave_agent_core::{ReleaseId, State};
 use fleetwave_hub::Clock;
 use fleetwave_protocol::Instant;
 use serde_json::{Map, Value};
@@ -21,11 +25,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
-use self::power::{Cut, Power};
+use self::machine::Machine;
+use self::power::{Cut, Gone, Power};
 use super::login::Login;
 use super::shard::{Order, Victims};
 use super::stage::failed;
-use crate::device::{World, state_of};
+use crate::device::{Violations, World, state_of};
 use crate::run::EngineError;
 use crate::scenario::dist::Dist;
 use crate::scenario::fault::CutMoment;
@@ -56,6 +61,12 @@ pub(super) enum Shown {
     Wanted(Box<Map<String, Value>>),
     Asked,
     Granted,
+    /// It boots this; nobody knows what, if there is none.
+    Boots(Option<ReleaseId>),
+    /// A download begins.
+    Fetching,
+    /// It is complete.
+    Fetched,
 }
 
 impl Shown {
@@ -68,7 +79,9 @@ impl Shown {
             Seen::Wanted(reference) => Self::Wanted(Box::new(reference.clone())),
             Seen::Asked => Self::Asked,
             Seen::Granted => Self::Granted,
-            Seen::Entered(_) => return None,
+            Seen::Entered(State::Downloading) => Self::Fetching,
+            Seen::Entered(State::Verifying) => Self::Fetched,
+            Seen::Entered(_) | Seen::GoingDown => return None,
         })
     }
 }
@@ -95,12 +108,19 @@ enum Call {
     Cut { number: u64, cut: Cut },
 }
 
+/// How a thread ended: what went wrong, and what was seen broken.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    pub(super) wrong: Vec<String>,
+    pub(super) violations: Violations,
+}
+
 /// The threads of the real agents.
 pub(super) struct Agents {
     setting: Arc<Setting>,
     numbers: Vec<u64>,
     called: HashSet<u64>,
-    crews: Vec<(UnboundedSender<Call>, JoinHandle<Vec<String>>)>,
+    crews: Vec<(UnboundedSender<Call>, JoinHandle<Ended>)>,
     _files: TempDir,
 }
 
@@ -179,41 +199,50 @@ impl Agents {
     }
 
     /// Ends them all in good order; gives what went wrong on the way.
-    pub(super) fn finish(self) -> Vec<String> {
+    pub(super) fn finish(self) -> Ended {
         let (calls, threads): (Vec<_>, Vec<_>) = self.crews.into_iter().unzip();
         drop(calls);
-        let ended = threads.into_iter().map(JoinHandle::join);
-        ended
-            .flat_map(|ended| {
-                ended.unwrap_or_else(|_| vec!["a thread of the real agents panicked".to_owned()])
-            })
-            .collect()
+        let mut all = Ended::default();
+        for thread in threads {
+            match thread.join() {
+                Ok(ended) => {
+                    all.wrong.extend(ended.wrong);
+                    all.violations.merge(&ended.violations);
+                }
+                Err(_) => all.wrong.push("a thread of the real agents panicked".to_owned()),
+            }
+        }
+        all
     }
 }
 
 /// One thread: starts agents as they are called, and ends them when nobody calls any more.
-fn perform(setting: &Arc<Setting>, files: &Path, mut called: UnboundedReceiver<Call>) -> Vec<String> {
+fn perform(setting: &Arc<Setting>, files: &Path, mut called: UnboundedReceiver<Call>) -> Ended {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => return vec![format!("the real agents cannot start: {error}")],
+        Err(error) => {
+            let wrong = vec![format!("the real agents cannot start: {error}")];
+            return Ended { wrong, ..Ended::default() };
+        }
     };
     LocalSet::new().block_on(&runtime, async {
         let (stop, stopped) = watch::channel(());
         let pool = Rc::new(TlsPool::default());
         let mut agents = JoinSet::new();
         let mut powers: HashMap<u64, Rc<Power>> = HashMap::new();
+        let violations = Rc::new(RefCell::new(Violations::default()));
         while let Some(call) = called.recv().await {
             match call {
                 Call::Start { number, at } => {
                     let life = Life {
                         setting: setting.clone(),
                         number,
-                        config: setting.config(number, files),
                         power: powers.entry(number).or_default().clone(),
+                        violations: violations.clone(),
                     };
-                    agents.spawn_local(life.lead(pool.clone(), at, stopped.clone()));
+                    agents.spawn_local(life.lead(files.to_owned(), pool.clone(), at, stopped.clone()));
                 }
                 Call::Cut { number, cut } => {
                     if let Some(power) = powers.get(&number) {
@@ -231,7 +260,7 @@ fn perform(setting: &Arc<Setting>, files: &Path, mut called: UnboundedReceiver<C
                 Err(error) => wrong.push(format!("a real agent panicked: {error}")),
             }
         }
-        wrong
+        Ended { wrong, violations: violations.take() }
     })
 }
 
@@ -239,25 +268,29 @@ fn perform(setting: &Arc<Setting>, files: &Path, mut called: UnboundedReceiver<C
 struct Life {
     setting: Arc<Setting>,
     number: u64,
-    config: Result<Config, String>,
     power: Rc<Power>,
+    violations: Rc<RefCell<Violations>>,
 }
 
 impl Life {
     async fn lead(
         self,
+        files: PathBuf,
         pool: Rc<TlsPool>,
         at: Instant,
         mut stopped: watch::Receiver<()>,
     ) -> Result<(), String> {
-        let Self { setting, number, config, power } = self;
-        let id = setting.world.fleet().id(number);
+        let Self { setting, number, power, .. } = &self;
+        let id = setting.world.fleet().id(*number);
         let wrong = |why: String| format!("the real agent of {id}: {why}");
-        let config = config.map_err(wrong)?;
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
             () = tokio::time::sleep(at.since(setting.clock.now().at)) => {}
         }
+        let machine = Machine::make(&setting.world, *number, &files.join(&id));
+        let machine = machine.map_err(|error| wrong(format!("making its machine: {error}")))?;
+        let config = setting.config(*number, &machine, &files).map_err(wrong)?;
+        let machine = Rc::new(RefCell::new(machine));
         let shard = ((number / setting.share) as usize).min(setting.signs.len() - 1);
         let index = (number - shard as u64 * setting.share) as u32;
         let (signs, clock) = (setting.signs[shard].clone(), setting.clock.clone());
@@ -265,35 +298,79 @@ impl Life {
             // A shard that has ended looks no more.
             let _ = signs.send(Sign { index, at: clock.now().at, what });
         };
-        let watch: Watch = {
-            let (power, show) = (power.clone(), show.clone());
-            Rc::new(move |seen: Seen<'_>| {
-                if let Seen::Entered(state) = seen {
-                    power.enters(state);
-                }
-                if let Some(what) = Shown::of(seen) {
-                    show(what);
-                }
-            })
-        };
+        let watch = watch(power.clone(), machine.clone(), show.clone());
+        let mut trial = false;
         loop {
+            let booted = machine.borrow_mut().boot(trial, &mut self.violations.borrow_mut());
+            let (release, in_vain) = booted.map_err(|error| wrong(format!("booting: {error}")))?;
+            show(Shown::Boots(release));
+            if in_vain {
+                // The loader has waited for the slot on trial, and boots the other one.
+                let more = machine.borrow_mut().boot_time();
+                if over(&mut stopped, more).await {
+                    return Ok(());
+                }
+            }
             let mut stop = stopped.clone();
             let stop = async {
                 // The other end says nothing: it is dropped.
                 let _ = stop.changed().await;
             };
             let agent = fleetwave_agent::live_watched(&config, &pool, false, stop, Some(watch.clone()));
-            let off = tokio::select! {
+            let gone = tokio::select! {
                 biased;
                 // What the agent was in the middle of is dropped, and its connection with it.
-                off = power.goes() => off,
+                gone = power.goes() => gone,
                 ended = agent => return ended.map(drop).map_err(|error| wrong(error.to_string())),
             };
             show(Shown::Lost);
-            tokio::select! {
-                _ = stopped.changed() => return Ok(()),
-                () = tokio::time::sleep(off) => {}
+            let asked = machine.borrow().takes_trial();
+            let asked = asked.map_err(|error| wrong(format!("going down: {error}")))?;
+            let mut away = machine.borrow_mut().boot_time();
+            match gone {
+                Gone::Down => trial = asked,
+                Gone::Cut(off) => {
+                    trial = false;
+                    away += off;
+                }
+            }
+            if let Some(cut) = power.in_boot().filter(|_| gone == Gone::Down) {
+                // What was to be tried once has had its turn.
+                trial = false;
+                away = away.mul_f64(cut.through) + cut.off + machine.borrow_mut().boot_time();
+            }
+            if over(&mut stopped, away).await {
+                return Ok(());
             }
         }
+    }
+}
+
+/// What follows from what the agent shows.
+fn watch(power: Rc<Power>, machine: Rc<RefCell<Machine>>, show: impl Fn(Shown) + 'static) -> Watch {
+    Rc::new(move |seen: Seen<'_>| {
+        match seen {
+            Seen::Entered(state) => {
+                power.enters(state);
+                if state == State::Staging
+                    && let Err(error) = machine.borrow().stages()
+                {
+                    tracing::error!(%error, "what the medium is to lose is still there");
+                }
+            }
+            Seen::GoingDown => power.goes_down(),
+            _ => {}
+        }
+        if let Some(what) = Shown::of(seen) {
+            show(what);
+        }
+    })
+}
+
+/// Waits so long; true if the run ends before.
+async fn over(stopped: &mut watch::Receiver<()>, span: Duration) -> bool {
+    tokio::select! {
+        _ = stopped.changed() => true,
+        () = tokio::time::sleep(span) => false,
     }
 }

@@ -264,8 +264,8 @@ fn remarks(plan: &RunPlan, at_once: u64) -> Vec<String> {
     let real = plan.real_agents();
     if real > 0 {
         remarks.push(format!(
-            "{real} of the devices are real agents: they install, boot and check as fast as this machine does, and their \
-             messages and payload bytes are not in the traffic"
+            "{real} of the devices are real agents: they hash, install and check as fast as this machine does, and of their \
+             payload bytes those of whole downloads are counted"
         ));
     }
     match plan.target {

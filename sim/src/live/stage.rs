@@ -283,13 +283,15 @@ impl Stage {
     /// Ends everything, devices first.
     pub(super) fn strike(self) -> Left {
         self.tell(&Order::Finish);
-        let agents = self.agents.and_then(|agents| agents.into_inner().ok()).map(Agents::finish);
+        let agents = self.agents.and_then(|agents| agents.into_inner().ok());
+        let real = agents.is_some();
+        let ended = agents.map(Agents::finish).unwrap_or_default();
         let mut left = Left {
             meter: Meter::default(),
-            violations: Violations::default(),
+            violations: ended.violations,
             histories: Vec::new(),
             stories: Vec::new(),
-            casualties: agents.unwrap_or_default(),
+            casualties: ended.wrong,
         };
         for (index, crew) in self.crew.into_iter().enumerate() {
             match crew.thread.join() {
@@ -307,7 +309,19 @@ impl Stage {
             None => left.casualties.push("the thread of the downloads panicked".to_owned()),
         }
         match self.hub {
-            Hub::Embedded(server) => server.stop(),
+            Hub::Embedded(server) => {
+                if real && let Ok(hub) = server.control().metrics() {
+                    // What the hub saw beyond the simulated devices is the real ones'.
+                    let own = left.meter.traffic_totals();
+                    left.meter.traffic(
+                        hub.packets_in.saturating_sub(own.messages_up),
+                        hub.bytes_in.saturating_sub(own.bytes_up),
+                        hub.packets_out.saturating_sub(own.messages_down),
+                        hub.bytes_out.saturating_sub(own.bytes_down),
+                    );
+                }
+                server.stop();
+            }
             Hub::Plain(hub) => hub.stop(),
             Hub::Elsewhere(_) => {}
         }

@@ -90,17 +90,18 @@ fn describe_group(out: &mut String, group: &PlannedGroup) -> fmt::Result {
         write!(out, " {}", group.tags)?;
     }
     if spec.driver == Driver::Agent {
-        return writeln!(out, "\n    real agents, as fast as this machine is");
+        write!(out, "\n    real agents, as fast as this machine is, reboot {}", spec.reboot)?;
+    } else {
+        write!(out, "\n    latency {}", spec.link.latency)?;
+        if spec.link.loss != Percent::ZERO {
+            write!(out, ", loss {}", spec.link.loss)?;
+        }
+        write!(
+            out,
+            ", {} down, install {}, reboot {}, health checks {}",
+            spec.link.down, spec.install, spec.reboot, spec.probation
+        )?;
     }
-    write!(out, "\n    latency {}", spec.link.latency)?;
-    if spec.link.loss != Percent::ZERO {
-        write!(out, ", loss {}", spec.link.loss)?;
-    }
-    write!(
-        out,
-        ", {} down, install {}, reboot {}, health checks {}",
-        spec.link.down, spec.install, spec.reboot, spec.probation
-    )?;
     let failures =
         [("install", spec.install_failure), ("boot", spec.boot_failure), ("health", spec.health_failure)];
     for (what, chance) in failures.into_iter().filter(|(_, chance)| *chance != Percent::ZERO) {

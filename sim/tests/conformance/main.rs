@@ -36,11 +36,13 @@ scripts! {
     a_release_for_another_target
     a_release_for_another_type_of_device
     a_release_larger_than_a_slot
+    a_release_that_does_not_boot
     a_release_that_goes_down
     a_release_that_is_none
     a_release_that_is_not_healthy
     a_release_that_may_go_down
     a_release_that_nobody_signed
+    a_slot_that_does_not_keep_what_is_written
     a_store_that_ends_in_the_middle
     a_store_that_fails
     a_store_that_is_busy
@@ -60,8 +62,10 @@ scripts! {
     nothing_to_call_off
     power_cut_at_rest
     power_cut_on_trial
+    power_cut_while_committing
     power_cut_while_fetching
     power_cut_while_granting
+    power_cut_while_rebooting
     power_cut_while_staging
     power_cut_while_verifying
     superseded_while_fetching

@@ -208,7 +208,8 @@ fn the_way_of_each_device_is_told() {
 }
 
 /// A third of the fleet.
-const REAL: &str = "[[fleet.group]]\nname = 'real'\ndriver = 'agent'\nshare = '30%'\n[[release]]";
+const REAL: &str =
+    "[[fleet.group]]\nname = 'real'\ndriver = 'agent'\nshare = '30%'\nreboot = '50ms..100ms'\n[[release]]";
 
 #[test]
 fn real_agents_converge_among_simulated_devices_and_are_measured_with_them() {

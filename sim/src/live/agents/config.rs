@@ -6,17 +6,18 @@ use std::path::Path;
 use fleetwave_agent::Config;
 
 use super::Setting;
+use super::machine::Machine;
 use crate::rollout;
 use crate::scenario::model::{AtDeadline, Scenario};
 use crate::scenario::quantity::{Percent, Span};
 
 impl Setting {
-    /// The configuration of a device, whose files are below `files`.
-    pub(super) fn config(&self, number: u64, files: &Path) -> Result<Config, String> {
+    /// The configuration of the agent on a device with this machine, whose files are below `files`.
+    pub(super) fn config(&self, number: u64, machine: &Machine, files: &Path) -> Result<Config, String> {
         let scenario = self.world.scenario();
         let (agent, installed) = (&scenario.agent, &scenario.fleet.release);
         let id = self.world.fleet().id(number);
-        let state = files.join(&id);
+        let state = files.join(&id).join("state");
         let mut text = format!(
             "state = {state:?}\n\
              [hub]\nplain = true\nkeep_alive_seconds = {keep_alive}\n\
@@ -24,7 +25,8 @@ impl Setting {
              [trust]\nthreshold = {threshold}\n[trust.keys]\n{keys}\
              [limits]\nsplay_seconds = {splay}\nretry_seconds = {retry}\nreconnect_seconds = {reconnect}\n\
              probation_seconds = {probation}\n\
-             [firmware]\ninstaller = \"directory\"\ninstalled = {{ id = {release:?}, seq = {seq} }}\n",
+             [reboot]\ncommand = [\"true\"]\n\
+             [firmware]\ninstalled = {{ id = {release:?}, seq = {seq} }}\n{machine}",
             state = state.display().to_string(),
             keep_alive = agent.keep_alive.duration().as_secs().clamp(5, 1177),
             reach = self.reach,
@@ -37,6 +39,7 @@ impl Setting {
             retry = agent.backoff.first.duration().as_secs_f64(),
             reconnect = agent.reconnect.first.duration().as_secs_f64(),
             probation = agent.probation_timeout.duration().as_secs_f64(),
+            machine = machine.section(),
         );
         self.write_health(number, &mut text);
         write_limits(scenario, &mut text);
@@ -52,7 +55,7 @@ impl Setting {
         let sick: Vec<String> = sick.map(|release| quoted(&release.id)).collect();
         if !sick.is_empty() {
             let check = format!("case $FLEETWAVE_RELEASE in {}) exit 1;; esac", sick.join("|"));
-            line(text, format_args!("health = [\"sh\", \"-c\", {check:?}]"));
+            line(text, format_args!("checks = [[\"sh\", \"-c\", {check:?}]]"));
         }
     }
 

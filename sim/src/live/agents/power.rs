@@ -1,6 +1,6 @@
 //! The power of a device that a real agent runs: when it goes, everything that the agent was in the middle of is dropped.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use fleetwave_agent_core::State;
@@ -23,18 +23,29 @@ pub(super) struct Cut {
     pub(super) off: Duration,
 }
 
+/// Why what an agent was in the middle of has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// The power has gone, for so long.
+    Cut(Duration),
+    /// The machine went down in good order.
+    Down,
+}
+
 /// What is to happen to a device's power.
 #[derive(Debug)]
 pub(super) struct Power {
     /// Those that wait for their state.
     armed: RefCell<Vec<Cut>>,
-    /// When it goes, and for how long.
-    due: watch::Sender<Option<(Instant, Duration)>>,
+    /// One that comes in the middle of the next boot.
+    in_boot: Cell<Option<Cut>>,
+    /// When it goes, and how.
+    due: watch::Sender<Option<(Instant, Gone)>>,
 }
 
 impl Default for Power {
     fn default() -> Self {
-        Self { armed: RefCell::default(), due: watch::Sender::new(None) }
+        Self { armed: RefCell::default(), in_boot: Cell::default(), due: watch::Sender::new(None) }
     }
 }
 
@@ -43,33 +54,46 @@ impl Power {
     pub(super) fn is_to_go(&self, cut: Cut) {
         match cut.state {
             Some(_) => self.armed.borrow_mut().push(cut),
-            None => drop(self.due.send_replace(Some((Instant::now(), cut.off)))),
+            None => self.ends(Duration::ZERO, Gone::Cut(cut.off)),
         }
+    }
+
+    fn ends(&self, after: Duration, gone: Gone) {
+        self.due.send_replace(Some((Instant::now() + after, gone)));
     }
 
     /// The agent has entered a state: the one before is over.
     pub(super) fn enters(&self, state: State) {
         let due = *self.due.borrow();
-        if let Some((_, off)) = due {
-            self.due.send_replace(Some((Instant::now(), off)));
-            return;
+        if let Some((_, gone)) = due {
+            return self.ends(Duration::ZERO, gone);
         }
         let mut armed = self.armed.borrow_mut();
-        if let Some(place) = armed.iter().position(|cut| cut.state == Some(state)) {
-            let Cut { through, off, .. } = armed.remove(place);
-            let after = match state {
-                // Before the boot loader has been told, or after.
-                State::Committing if through >= 0.5 => UNTIL_ITS_END,
-                // Over at once: at their start.
-                State::Committing | State::Verifying | State::Staging => Duration::ZERO,
-                _ => WITHIN.mul_f64(through),
-            };
-            self.due.send_replace(Some((Instant::now() + after, off)));
-        }
+        let Some(place) = armed.iter().position(|cut| cut.state == Some(state)) else { return };
+        let cut = armed.remove(place);
+        let after = match state {
+            State::Rebooting => return self.in_boot.set(Some(cut)),
+            // Before the boot loader has been told, or after.
+            State::Committing if cut.through >= 0.5 => UNTIL_ITS_END,
+            // Over at once: at their start.
+            State::Committing | State::Verifying | State::Staging => Duration::ZERO,
+            _ => WITHIN.mul_f64(cut.through),
+        };
+        self.ends(after, Gone::Cut(cut.off));
     }
 
-    /// Waits until it goes; says for how long.
-    pub(super) async fn goes(&self) -> Duration {
+    /// The machine goes down by itself.
+    pub(super) fn goes_down(&self) {
+        self.ends(Duration::ZERO, Gone::Down);
+    }
+
+    /// The cut that comes in the middle of a boot which begins now.
+    pub(super) fn in_boot(&self) -> Option<Cut> {
+        self.in_boot.take()
+    }
+
+    /// Waits until it goes, one way or another.
+    pub(super) async fn goes(&self) -> Gone {
         let mut due = self.due.subscribe();
         loop {
             let next = *due.borrow_and_update();
@@ -77,22 +101,22 @@ impl Power {
                 biased;
                 // The sender lives as long as this does.
                 _ = due.changed() => {}
-                off = at(next) => {
+                gone = at(next) => {
                     self.due.send_replace(None);
-                    return off;
+                    return gone;
                 }
             }
         }
     }
 }
 
-async fn at(next: Option<(Instant, Duration)>) -> Duration {
+async fn at(next: Option<(Instant, Gone)>) -> Gone {
     match next {
         // A timer would let the agent go on for a moment.
-        Some((at, off)) if at <= Instant::now() => off,
-        Some((at, off)) => {
+        Some((at, gone)) if at <= Instant::now() => gone,
+        Some((at, gone)) => {
             sleep_until(at).await;
-            off
+            gone
         }
         None => std::future::pending().await,
     }
@@ -105,7 +129,9 @@ mod tests {
     const OFF: Duration = Duration::from_secs(3);
 
     async fn is_off(power: &Power) -> bool {
-        tokio::time::timeout(Duration::from_millis(1), power.goes()).await.is_ok_and(|off| off == OFF)
+        tokio::time::timeout(Duration::from_millis(1), power.goes())
+            .await
+            .is_ok_and(|gone| gone == Gone::Cut(OFF))
     }
 
     #[tokio::test]
@@ -120,6 +146,11 @@ mod tests {
         assert!(is_off(&power).await);
         power.enters(State::Committing);
         assert!(!is_off(&power).await);
+        power.is_to_go(Cut { state: Some(State::Rebooting), through: 0.5, off: OFF });
+        power.enters(State::Rebooting);
+        power.goes_down();
+        assert_eq!(power.goes().await, Gone::Down);
+        assert_eq!(power.in_boot().map(|cut| cut.off), Some(OFF));
         power.is_to_go(Cut { state: None, through: 0.0, off: OFF });
         assert!(is_off(&power).await);
     }

@@ -116,17 +116,21 @@ impl Shard {
 
     /// Hears what reports the hub has accepted.
     pub(super) fn listen(&mut self) {
-        while let Ok(heard) = self.heard.try_recv() {
+        let heard: Vec<Heard> = self.heard.try_iter().collect();
+        // What was booted before it was reported is known then.
+        self.look_at_agents();
+        for heard in heard {
             self.hear(heard);
         }
     }
 
     /// The hub has accepted a report.
-    pub(super) fn hear(&mut self, Heard { index, at, status }: Heard) {
-        let slot = &mut self.slots[index as usize];
-        if slot.has(flag::REAL) {
-            self.told.insert(index, status.running);
+    pub(super) fn hear(&mut self, heard: Heard) {
+        let Heard { index, at, status } = heard;
+        if self.slots[index as usize].has(flag::REAL) {
+            self.hear_agent(&heard);
         }
+        let slot = &mut self.slots[index as usize];
         let Some(aim) = slot.aim.filter(|_| !slot.has(flag::CONVERGED)) else { return };
         if self.releases.same(status.running, aim.release) {
             self.converged(index, aim, at);

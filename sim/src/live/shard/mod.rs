@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Receiver;
 use fleetwave_agent_core::twin::{Desired, Status, TwinContent};
-use fleetwave_agent_core::{Effect, Event, ReleaseId, Releases, State};
+use fleetwave_agent_core::{Effect, Event, Releases, State};
 use fleetwave_hub::Clock;
 use fleetwave_protocol::{Instant, Now, Profile, WallTime};
 use rustc_hash::FxHashMap;
@@ -149,8 +149,8 @@ pub(super) struct Shard {
     rare: FxHashMap<u32, Rare>,
     trouble: Trouble,
     open_aims: Vec<Aim>,
-    /// What devices with a real agent have said that they run.
-    told: FxHashMap<u32, ReleaseId>,
+    /// Devices with a real agent.
+    known: FxHashMap<u32, real::Known>,
     /// What happened under changes whose acceptance is not known here yet.
     early: Vec<Early>,
     accepted: Vec<ChangeId>,
@@ -216,7 +216,7 @@ impl Shard {
             rare: FxHashMap::default(),
             trouble: Trouble::default(),
             open_aims: Vec::new(),
-            told: FxHashMap::default(),
+            known: FxHashMap::default(),
             early: Vec::new(),
             accepted: Vec::new(),
             stories,
@@ -243,7 +243,6 @@ impl Shard {
         let mut more = false;
         while self.obey() {
             self.listen();
-            self.look_at_agents();
             self.collect();
             self.take_places();
             self.take_turns();

@@ -75,8 +75,6 @@ fn real(i: usize, group: &Group, scenario: &Scenario, source: &mut Source) {
         return;
     }
     let given = [
-        ("boot_failure", group.boot_failure != Percent::ZERO),
-        ("install_failure", group.install_failure != Percent::ZERO),
         ("window", group.window.is_some()),
         ("download_window", group.download_window.is_some()),
         ("install_window", group.install_window.is_some()),
