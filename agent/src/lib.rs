@@ -33,6 +33,7 @@ mod target;
 mod telemetry;
 mod unit;
 mod units;
+mod upload;
 mod watch;
 mod watchdog;
 

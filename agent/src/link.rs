@@ -8,6 +8,7 @@ mod assignment;
 mod carry;
 mod dial;
 mod error;
+mod https;
 mod register;
 mod settings;
 mod tls;

@@ -33,13 +33,14 @@ pub(crate) struct Program {
     name: String,
     command: tokio::process::Command,
     limit: Duration,
+    output: Kept,
 }
 
 /// What a program said and how it ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
-    /// The beginning of its standard output.
+    /// Its standard output, as much as is kept.
     pub(crate) output: Vec<u8>,
     /// The end of its standard error.
     pub(crate) complaint: String,
@@ -82,7 +83,12 @@ impl Program {
         for name in PRIVATE {
             command.env_remove(name);
         }
-        Self { name: program.to_string_lossy().into_owned(), command, limit: LIMIT }
+        Self {
+            name: program.to_string_lossy().into_owned(),
+            command,
+            limit: LIMIT,
+            output: Kept::head(OUTPUT),
+        }
     }
 
     pub(crate) fn arg(mut self, word: impl AsRef<OsStr>) -> Self {
@@ -109,6 +115,12 @@ impl Program {
         self
     }
 
+    /// Keeps the end of its standard output, and so many bytes of it, in place of the beginning.
+    pub(crate) fn keeping_end(mut self, bytes: usize) -> Self {
+        self.output = Kept::tail(bytes);
+        self
+    }
+
     pub(crate) fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -127,7 +139,7 @@ impl Program {
         let child = self.command.spawn();
         let child = child.map_err(|source| CommandError::Start { program: program.clone(), source })?;
         let mut group = Group(child);
-        let (mut output, mut complaint) = (Kept::head(OUTPUT), Kept::tail(TAIL));
+        let (mut output, mut complaint) = (self.output, Kept::tail(TAIL));
         let (out, err) = (group.0.stdout.take(), group.0.stderr.take());
         let ended = {
             let mut reading = std::pin::pin!(async {
@@ -194,6 +206,7 @@ impl Drop for Group {
 }
 
 /// A bounded part of what a program says; the rest is read and dropped, so that it is never held up.
+#[derive(Debug)]
 struct Kept {
     bytes: Vec<u8>,
     limit: usize,

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::Device;
 use crate::command::{Command, Program};
 use crate::fetch::unix_now;
+use crate::install::Later;
 use crate::unit::Unit;
+use crate::upload;
 
 /// All that there are.
 const METHODS: [&str; 5] = ["cancel", "collect-logs", grant::METHOD, "reboot", "status"];
@@ -18,6 +20,8 @@ const METHODS: [&str; 5] = ["cancel", "collect-logs", grant::METHOD, "reboot", "
 const LOG: usize = 60 * 1024;
 /// Lines of the log if the caller names no number.
 const LINES: usize = 200;
+/// And in a file.
+const MANY_LINES: usize = 50_000;
 
 /// `[reboot]`: what the direct method `reboot` runs.
 #[derive(Clone, Debug, Deserialize)]
@@ -52,6 +56,9 @@ struct CollectLogs {
     lines: Option<usize>,
     /// Of this unit of systemd, from the journal, in place of the agent's own.
     unit: Option<String>,
+    /// To the storage account of the hub, and no more of it in the answer than where it is.
+    #[serde(default)]
+    upload: bool,
 }
 
 /// An answer: a status and JSON.
@@ -155,30 +162,57 @@ impl Device<'_> {
 
     /// `None` if the answer comes later.
     fn collect_logs(&mut self, rid: &str, body: &[u8]) -> Result<Option<Answer>, Answer> {
-        let CollectLogs { lines, unit } = read(body)?;
-        let lines = lines.unwrap_or(LINES);
-        if let Some(unit) = unit {
-            if unit.starts_with('-') {
+        let CollectLogs { lines, unit, upload } = read(body)?;
+        let most = if upload { upload::MOST } else { LOG };
+        let lines = lines.unwrap_or(if upload { MANY_LINES } else { LINES });
+        let collecting: Later<Result<String, Answer>> = match &unit {
+            Some(unit) if unit.starts_with('-') => {
                 return Err(refused(400, "the name of a unit does not begin with -"));
             }
-            let program = Program::new("journalctl")
-                .args(["--no-pager", "--quiet", "--output=short-iso", "--lines", &lines.to_string()])
-                .args(["--unit", &unit])
-                .within(Duration::from_secs(20));
-            let rid = rid.to_owned();
-            self.chores.push(Box::pin(async move {
-                let (status, body) = match program.succeed().await {
-                    Ok(output) => (200, json!({"log": last(&String::from_utf8_lossy(&output), lines)})),
-                    Err(error) => refused(500, error.to_string()),
+            Some(unit) => {
+                let program = Program::new("journalctl")
+                    .args(["--no-pager", "--quiet", "--output=short-iso", "--lines", &lines.to_string()])
+                    .args(["--unit", unit])
+                    // The first line of it may be cut: it is more than is told.
+                    .keeping_end(2 * most)
+                    .within(Duration::from_secs(20));
+                Box::pin(async move {
+                    let output = program.succeed().await.map_err(|error| refused(500, error.to_string()))?;
+                    Ok(String::from_utf8_lossy(&output).into_owned())
+                })
+            }
+            None => {
+                let Some(recent) = &self.host.recent else {
+                    return Err(refused(409, "this agent keeps no log: it shares its process with others"));
                 };
-                Reply { rid, status, body }
-            }));
-            return Ok(None);
-        }
-        let Some(recent) = &self.host.recent else {
-            return Err(refused(409, "this agent keeps no log: it shares its process with others"));
+                let tail = recent.tail(most);
+                if !upload {
+                    return Ok(Some((200, json!({"log": last(&tail, lines, most)}))));
+                }
+                Box::pin(async move { Ok(tail) })
+            }
         };
-        Ok(Some((200, json!({"log": last(&recent.tail(LOG), lines)}))))
+        let (rid, access, fetcher) = (rid.to_owned(), self.access.clone(), self.fetcher.clone());
+        self.chores.push(Box::pin(async move {
+            let (status, body) = match collecting.await {
+                Err(answer) => answer,
+                Ok(text) if !upload => (200, json!({"log": last(&text, lines, most)})),
+                Ok(text) => {
+                    let text = last(&text, lines, most);
+                    let name = format!("logs/{}-{}.log", unix_now(), unit.as_deref().unwrap_or("agent"));
+                    match upload::upload(access, fetcher, name, text.to_owned()).await {
+                        Ok(place) => (200, place),
+                        Err(error) => {
+                            tracing::warn!(%error, "the log could not be uploaded");
+                            let why = json!({"code": error.code(), "message": error.to_string()});
+                            (200, json!({"log": last(text, LINES, LOG), "upload": why}))
+                        }
+                    }
+                }
+            };
+            Reply { rid, status, body }
+        }));
+        Ok(None)
     }
 }
 
@@ -189,11 +223,11 @@ pub(super) struct Reply {
     pub(super) body: Value,
 }
 
-/// The last lines, no more than fit into an answer.
-fn last(text: &str, lines: usize) -> &str {
+/// The last lines, whole ones, and no more than so many bytes.
+fn last(text: &str, lines: usize, most: usize) -> &str {
     let mut start = text.len();
     for line in text.split_inclusive('\n').rev().take(lines) {
-        if text.len() - start + line.len() > LOG {
+        if text.len() - start + line.len() > most {
             break;
         }
         start -= line.len();
@@ -214,11 +248,11 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_go_into_an_answer_and_only_whole_ones() {
-        assert_eq!(last("one\ntwo\nthree\n", 2), "two\nthree\n");
-        assert_eq!(last("one\n", 9), "one\n");
-        assert_eq!(last("", 9), "");
+        assert_eq!(last("one\ntwo\nthree\n", 2, LOG), "two\nthree\n");
+        assert_eq!(last("one\n", 9, LOG), "one\n");
+        assert_eq!(last("", 9, LOG), "");
         let long = format!("{}\nend\n", "x".repeat(LOG));
-        assert_eq!(last(&long, 9), "end\n");
+        assert_eq!(last(&long, 9, LOG), "end\n");
     }
 
     #[test]

@@ -78,12 +78,10 @@ pub(super) enum Asked<'a> {
 
 impl<'a> Caller<'a> {
     pub(super) async fn new(fetcher: &'a Fetcher, bill: &'a Bill) -> Result<Self, Stop> {
-        let (pool, ca) = (fetcher.tls.clone(), fetcher.download.ca.clone());
-        let tls = spawn_blocking(move || pool.anonymous(ca.as_deref())).await.map_err(cut)?;
+        let tls = fetcher.store_tls().await.map_err(cut)?;
         let limiter = fetcher.limiter.clone();
         let connect = fetcher.download.connect_timeout.duration();
-        let client =
-            connect::client(tls.map_err(cut)?, fetcher.proxies.clone(), limiter, bill.meter.clone(), connect);
+        let client = connect::client(tls, fetcher.proxies.clone(), limiter, bill.meter.clone(), connect);
         Ok(Self { fetcher, bill, client })
     }
 

@@ -31,13 +31,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use fleetwave_agent_core::{Event, FetchError, Plan, Release, VerifyError};
 use hyper::Uri;
+use rustls::ClientConfig;
 use sha2::Digest as _;
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 
 pub use settings::{Download, LedgerLimits, Proxy};
 
+pub(crate) use connect::HttpClient;
 #[cfg(feature = "kubernetes")]
-pub(crate) use connect::{HttpClient, direct_client};
+pub(crate) use connect::direct_client;
 pub(crate) use ledger::{Ledger, Read as LedgerRead, Spent};
 pub(crate) use link::LinkError;
 
@@ -90,6 +93,20 @@ impl Fetcher {
     fn tell_allowance(&self) {
         let left = self.ledger.allowance(unix_now());
         self.counters.allowance((left < u64::MAX).then_some(left));
+    }
+
+    /// A client for what is no payload, by the same proxies: what goes over it is counted nowhere.
+    pub(crate) fn http(&self, tls: Arc<ClientConfig>) -> HttpClient {
+        let connect = self.download.connect_timeout.duration();
+        connect::client(tls, self.proxies.clone(), self.limiter.clone(), Arc::default(), connect)
+    }
+
+    /// How TLS with stores is made.
+    pub(crate) async fn store_tls(&self) -> Result<Arc<ClientConfig>, crate::link::LinkError> {
+        // Reading the system's authorities takes a while; a panic in it is its own error.
+        let (pool, ca) = (self.tls.clone(), self.download.ca.clone());
+        let read = spawn_blocking(move || pool.anonymous(ca.as_deref())).await;
+        read.unwrap_or_else(|error| Err(crate::link::LinkError::NoAuthorities(format!(" ({error})"))))
     }
 
     /// Checks the links of a grant: to a payload, and to its archive.

@@ -27,6 +27,8 @@ pub struct Hub {
     pub device_id: Option<String>,
     /// The port, if no name has one; 8883, or 1883 with `plain`.
     pub port: Option<u16>,
+    /// The port of its HTTPS interface, where files are uploaded.
+    pub https_port: u16,
     /// A PEM file of the authorities that may vouch for the hub; the system's if not set.
     pub ca: Option<PathBuf>,
     /// MQTT without TLS: everybody on the way can read and change what is said.
@@ -53,6 +55,7 @@ impl Default for Hub {
             host: None,
             device_id: None,
             port: None,
+            https_port: 443,
             ca: None,
             plain: false,
             profile: ProfileName::default(),
