@@ -10,7 +10,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/../fuzz"
 
-readonly TARGETS=(query rest_json sas topic mqtt_packet amqp)
+readonly TARGETS=(query rest_json sas topic mqtt_packet amqp archive_header)
 readonly AT_ONCE=2
 seconds=${1-60}
 if [[ ! $seconds =~ ^[1-9][0-9]*$ ]]; then

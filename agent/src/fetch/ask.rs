@@ -165,6 +165,13 @@ impl<'a> Flow<'a> {
         self.response.status() == hyper::StatusCode::PARTIAL_CONTENT
     }
 
+    /// All that was wanted has come: lets the connection serve the next request.
+    #[cfg(feature = "delta")]
+    pub(super) async fn end(mut self) {
+        // A server that says more than it was asked for loses it.
+        let _ = timeout(Duration::from_secs(1), self.response.frame()).await;
+    }
+
     /// The next bytes: there have to be some.
     pub(super) async fn next(&mut self) -> Result<Bytes, Stop> {
         loop {

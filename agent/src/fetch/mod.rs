@@ -243,9 +243,7 @@ impl Payload {
             let _gate = payload.gate.lock().await;
             let verified = payload.compare(&place, &release).await;
             #[cfg(feature = "delta")]
-            if verified.is_err() && payload.deltas.patch(&release).is_some() {
-                payload.deltas.refuse(&release, &"what its chunks make is not what was signed");
-            }
+            payload.deltas.compared(&release, verified.is_ok());
             Event::Verified(verified)
         })
     }

@@ -50,6 +50,9 @@ pub(super) struct Options {
     /// The most bytes of a release, unpacked.
     #[serde(default = "bytes")]
     max_bytes: u64,
+    /// Whether the payload is kept: what the next one has in common with it is not fetched again.
+    #[serde(default)]
+    keep_payload: bool,
     /// Whether files may run as their owner.
     #[serde(default)]
     allow_setuid: bool,
@@ -169,6 +172,10 @@ impl Runner for Component {
             owner: self.options.owner.as_ref().map(OwnerName::resolve).transpose()?,
         };
         unpack_apart(payload, into, rules).await
+    }
+
+    fn keeps_payload(&self) -> bool {
+        self.options.keep_payload
     }
 
     async fn start(

@@ -28,7 +28,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use self::shelf::{COMMITTED, CURRENT, PREVIOUS, Shelf, remove_tree};
-use super::{Activated, InstallError, Installer, Later, Place, Reference, Site, Standing};
+use super::{Activated, InstallError, Installer, Later, Place, Reference, Seed, Site, Standing};
 use crate::{crash, files};
 
 /// A release on disk.
@@ -59,6 +59,11 @@ pub(super) trait Runner: fmt::Debug + 'static {
 
     /// Whether what runs works.
     async fn healthy(&self, running: &Version) -> Result<(), InstallError>;
+
+    /// Whether a payload is kept, for the chunks of it that stand in the next one, too.
+    fn keeps_payload(&self) -> bool {
+        false
+    }
 
     /// Before a release is removed for good.
     async fn forget(&self, _dir: &Path) {}
@@ -92,6 +97,11 @@ impl<R: Runner> Switch<R> {
 
     fn download(&self) -> PathBuf {
         self.site.dir.join("download.partial")
+    }
+
+    /// The last payload that was made to run.
+    fn kept(&self) -> PathBuf {
+        self.site.dir.join("payload")
     }
 
     fn staged(&self) -> PathBuf {
@@ -299,7 +309,18 @@ impl<R: Runner> Switch<R> {
 
     /// The payload is in the way once it has been unpacked.
     fn drop_payload(&self) {
-        if let Err(error) = files::remove(&self.download()) {
+        let dropped = if self.runner.keeps_payload() {
+            match fs::rename(self.download(), self.kept()) {
+                // It was done before.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                renamed => renamed,
+            }
+        } else if self.kept().exists() {
+            files::remove(&self.kept()).and_then(|()| files::remove(&self.download()))
+        } else {
+            files::remove(&self.download())
+        };
+        if let Err(error) = dropped {
             tracing::warn!(target = %self.site.target, %error, "the payload is left");
         }
     }
@@ -370,5 +391,13 @@ impl<R: Runner> Installer for Switch<R> {
             drop(spawn_blocking(move || remove_tree(&scrap)));
         }
         Ok(())
+    }
+
+    fn seeds(&self) -> Vec<Seed> {
+        if self.runner.keeps_payload() {
+            vec![Seed { path: self.kept(), length: u64::MAX }]
+        } else {
+            Vec::new()
+        }
     }
 }

@@ -133,7 +133,7 @@ impl<'a> Store<'a> {
     fn left(&self) -> u64 {
         let coming = self.flow.as_ref().map_or(0, |(_, range)| range.end - range.start);
         let later = self.ranges.as_slice().iter().map(|range| range.end - range.start);
-        coming - self.ready.len() as u64 + later.sum::<u64>()
+        coming.saturating_sub(self.ready.len() as u64) + later.sum::<u64>()
     }
 
     /// A chunk, as it belongs into the payload.
@@ -167,7 +167,11 @@ impl<'a> Store<'a> {
     }
 
     async fn next_range(&mut self) -> Result<(), Stop> {
-        self.flow = None;
+        if let Some((flow, range)) = self.flow.take()
+            && range.is_empty()
+        {
+            flow.end().await;
+        }
         self.ready = Bytes::new();
         let left = self.left();
         let Some(range) = self.ranges.next() else {

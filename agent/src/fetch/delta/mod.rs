@@ -107,6 +107,16 @@ impl Deltas {
         self.with(release, |known| (known.refused, known.patch) = (true, None));
     }
 
+    /// The whole was compared with what was signed: there is nothing left to be put together, or it is not to be done
+    /// again.
+    pub(super) fn compared(&self, release: &Release, same: bool) {
+        if !same && self.patch(release).is_some() {
+            self.refuse(release, &"what its chunks make is not what was signed");
+        } else if same && let Err(error) = self.discard() {
+            tracing::warn!(%error, "the archive's header is left");
+        }
+    }
+
     /// The update has ended, or begins again.
     pub(super) fn discard(&self) -> io::Result<()> {
         // One that is not to be fetched by chunks stays that.

@@ -67,6 +67,8 @@ impl Case {
         assert_eq!(self.fetch().await, Event::Fetched);
         assert_eq!(self.device.verify(&self.release).await, Event::Verified(Ok(())));
         assert!(self.device.stored() == payload);
+        let left = fs::read_dir(self.device.dir.path()).expect("read").flatten();
+        assert!(left.map(|entry| entry.file_name()).all(|name| name != "archive-header"), "it is not kept");
     }
 }
 

@@ -48,6 +48,25 @@ fn version(bench: &Bench, link: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_payload_is_kept_for_the_next_one_if_the_operator_wants_it() {
+    let bench = bench();
+    let keeping = component(&bench, "keep_payload = true");
+    stands(&keeping).await;
+    install(&keeping, &bench, "app-1", 1).await;
+    let seeds = keeping.seeds();
+    assert_eq!(seeds.len(), 1);
+    assert_eq!(fs::read(&seeds[0].path).expect("kept"), payload("app-1"));
+    install(&keeping, &bench, "app-2", 2).await;
+    assert_eq!(fs::read(&seeds[0].path).expect("kept"), payload("app-2"), "one of them alone");
+    // Not any more: the next one takes it away.
+    let not = component(&bench, "");
+    stands(&not).await;
+    assert!(not.seeds().is_empty());
+    install(&not, &bench, "app-3", 3).await;
+    assert!(!seeds[0].path.exists());
+}
+
+#[tokio::test]
 async fn a_release_is_switched_to_started_and_committed() {
     let bench = bench();
     let installer = component(&bench, "");
