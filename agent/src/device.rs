@@ -181,6 +181,11 @@ pub(crate) fn lock(state: &Path) -> Result<Option<File>, StateError> {
     }
 }
 
+/// Whether an agent runs on the state directory. Nothing is made there.
+pub(crate) fn is_locked(state: &Path) -> bool {
+    File::open(state.join("lock")).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 impl<'a> Device<'a> {
     fn begin(
         config: &'a Config,

@@ -70,6 +70,7 @@ pub use health::Checks;
 pub use hooks::Hooks;
 pub use identity::{Identity, KeySource};
 pub use link::{Address, ConnectionString, Hub, ProfileName, Provisioning, SecretKey, TlsPool};
+pub use local::How;
 pub use locks::{AtDeadline, LocalUrl, Locks};
 pub use logs::{Filter, Log, Recent, start as start_log};
 pub use metrics::{Loopback, Metrics};
@@ -163,11 +164,11 @@ pub fn run(config: &Config, once: bool, recent: Option<Recent>) -> Result<Ended,
 }
 
 /// Installs the release in the directory `path`, or that of a `release.json`: by the agent that runs on this state
-/// directory, or on this thread if there is none, without a hub. `now` stands for all windows. Tells how it goes on
-/// standard output, and how it ended: with a code of exit, and words.
+/// directory, or on this thread if there is none, without a hub. Tells how it goes on standard output, and how it ended:
+/// with a code of exit, and words.
 #[must_use]
-pub fn install(config: &Config, path: &std::path::Path, now: bool) -> (u8, String) {
-    let verdict = local::install(config, path, now);
+pub fn install(config: &Config, path: &std::path::Path, how: How) -> (u8, String) {
+    let verdict = local::install(config, path, how);
     (verdict.exit, verdict.text)
 }
 

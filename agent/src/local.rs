@@ -12,6 +12,7 @@ mod stick;
 mod wish;
 
 pub(crate) use command::install;
+pub use desk::How;
 pub(crate) use desk::{Asked, Desk, Verdict};
 pub(crate) use stick::Stick;
 pub(crate) use wish::Wish;

@@ -45,6 +45,9 @@ enum Command {
         /// At any time, whatever [windows] says; locks are waited for all the same
         #[arg(long)]
         now: bool,
+        /// Call it off, if it was asked for in this way and does not run yet
+        #[arg(long, conflicts_with = "now")]
+        cancel: bool,
         /// The directory that `fleetwave release create` made, or its release.json
         release: PathBuf,
     },
@@ -106,11 +109,11 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
                 },
             )
         }
-        Command::Install { config, now, release } => {
+        Command::Install { config, now, cancel, release } => {
             let config = load(&config)?;
             fleetwave_agent::start_log(&fleetwave_agent::Log::warnings())
                 .map_err(|error| (USAGE, error.into()))?;
-            match fleetwave_agent::install(&config, &release, now) {
+            match fleetwave_agent::install(&config, &release, fleetwave_agent::How { now, cancel }) {
                 (0, text) => {
                     println!("{text}");
                     Ok(ExitCode::SUCCESS)

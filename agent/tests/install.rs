@@ -1,10 +1,13 @@
 //! `fleetwave-agent install`: a release from a folder, with an agent that runs and without one, with a hub and without.
 
+#[path = "common/real.rs"]
+mod real;
 mod support;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fleetwave_hub::blob::Content;
@@ -195,6 +198,50 @@ fn a_state_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn an_agent_of_another_user_takes_what_it_has_no_right_to_read_and_root_leaves_nothing_in_its_state() {
+    const NOBODY: u32 = 65_534;
+    let world = far_from_any_hub(&[], "");
+    if fs::metadata(world.dir.path()).expect("a directory").uid() != 0 || !real::have("setpriv") {
+        eprintln!("skipped: it takes root to be two users");
+        return;
+    }
+    let allow = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("allowed");
+    let (dir, _) = stick(&world, None, "fw-2", 2);
+    allow(&dir, 0o700);
+    allow(world.dir.path(), 0o755);
+    allow(&world.config(), 0o644);
+    fs::create_dir(world.state()).expect("a directory");
+    chown(world.state(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    must(&install(&world, &[], &dir), 1, "belongs to another user (uid 65534), and no agent runs on it");
+    assert_eq!(
+        fs::read_dir(world.state()).expect("a directory").count(),
+        0,
+        "nothing of root's is left there"
+    );
+
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(env!("CARGO_BIN_EXE_fleetwave-agent"));
+    command.arg("run").arg("--config").arg(world.config()).stderr(Stdio::null());
+    let _agent = Process(command.spawn().expect("it starts"));
+    eventually("the agent takes releases", || world.state().join("install.sock").exists());
+    must(&install(&world, &[], &dir), 0, "firmware: fw-2 runs, and is committed");
+}
+
+#[test]
+fn a_target_of_which_it_cannot_be_told_what_runs_takes_nothing_and_says_why() {
+    let world = World::new(None, &[]);
+    let (dir, _) = stick(&world, None, "fw-2", 2);
+    fs::create_dir_all(world.firmware()).expect("a directory");
+    // Boots by default what is not there.
+    fs::write(world.firmware().join("boot.json"), r#"{"default": "b", "once": null}"#).expect("written");
+    must(&install(&world, &[], &dir), 1, "firmware: it cannot be told what runs");
+    let _agent = agent_that_runs(&world);
+    must(&install(&world, &[], &dir), 1, "firmware: it cannot be told what runs");
+}
+
+#[test]
 fn a_payload_that_is_not_what_was_signed_is_not_installed_and_a_good_one_is_then() {
     let world = World::new(None, &[]);
     let (dir, _) = stick(&world, None, "fw-2", 2);
@@ -263,6 +310,9 @@ fn windows_and_caps_do_not_keep_off_whoever_says_now_but_locks_do() {
     eventually("it is copied", || world.status().contains("staged, booted 0 times"));
     waits.kill().expect("it waits");
     waits.wait().expect("a child of ours");
+
+    must(&install(&world, &["--cancel"], &dir), 0, "firmware: fw-2 was given up: aborted; fw-1 runs");
+    must(&install(&world, &["--cancel"], &dir), 1, "nothing of this release was asked for here");
 
     let said = start(&world, &["--now"], &dir);
     eventually("a lock is held", || world.log().contains("waits: a lock is held"));

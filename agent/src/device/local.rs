@@ -33,8 +33,23 @@ impl Device<'_> {
             return false;
         };
         if unit.agent().is_none() {
+            if let Some(problem) = unit.complains() {
+                self.desk.refuse(asked, &Verdict::new(exit::FAILED, problem));
+                return false;
+            }
             // Until it is known what runs.
             self.desk.asked.push(asked);
+            return false;
+        }
+        if asked.how.cancel {
+            if unit.is_wish_for(&asked.stick.reference) {
+                tracing::info!(target, "what was asked for here is called off");
+                unit.hear(Event::Abort);
+                self.desk.wait(asked, &target);
+                return true;
+            }
+            let text = format!("{target}: nothing of this release was asked for here that has not ended");
+            self.desk.refuse(asked, &Verdict::new(exit::FAILED, text));
             return false;
         }
         let refusal = match unit.examine(&asked.stick.reference) {
@@ -67,8 +82,8 @@ impl Device<'_> {
             self.desk.refuse(asked, &refusal);
             return false;
         }
-        tracing::info!(target, source = %asked.stick.source.display(), now = asked.now, "a release is asked for here");
-        match unit.wish(&asked.stick, asked.now, self.connected) {
+        tracing::info!(target, source = %asked.stick.source.display(), now = asked.how.now, "a release is asked for here");
+        match unit.wish(&asked.stick, asked.how.now, self.connected) {
             Ok(()) => {
                 self.desk.wait(asked, &target);
                 true
@@ -154,8 +169,17 @@ impl Device<'_> {
 impl Unit {
     /// What it does, in words.
     fn progress(&self) -> Option<(State, String)> {
+        if let Some(problem) = self.complains() {
+            return Some((self.state().unwrap_or(State::Failed), problem));
+        }
         let state = self.state()?;
         let words = match state {
+            State::Downloading if self.parked.is_some() => {
+                "waits for the payload of another target".to_owned()
+            }
+            State::Rebooting if self.parked.is_some() => {
+                "waits until what another target tries is committed".to_owned()
+            }
             State::Downloading => match self.how_far()? {
                 (0, _) => format!("copies {}", self.source()?.display()),
                 (bytes, size) => format!("copies, {} of {}", Bytes(bytes), Bytes(size)),

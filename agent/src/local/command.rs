@@ -13,14 +13,14 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::desk::{self, Verdict};
-use super::{Desk, Stick, exit};
+use super::{Desk, How, Stick, exit};
 use crate::config::Config;
 use crate::device::{self, Host};
 use crate::link::TlsPool;
 use crate::{RunError, StateError, access};
 
 /// Installs the release at `path`, and tells how it goes on standard output.
-pub(crate) fn install(config: &Config, path: &Path, now: bool) -> Verdict {
+pub(crate) fn install(config: &Config, path: &Path, how: How) -> Verdict {
     let stick = match Stick::find(path) {
         Ok(stick) => stick,
         Err(error @ super::stick::StickError::Read { .. }) => {
@@ -28,14 +28,19 @@ pub(crate) fn install(config: &Config, path: &Path, now: bool) -> Verdict {
         }
         Err(error) => return Verdict::new(exit::USAGE, error.to_string()),
     };
+    // Not even the lock may be made by somebody else than the agent.
+    let stranger = stranger(&config.state);
+    if stranger.is_some() && device::is_locked(&config.state) {
+        return hand_over(&config.state, &stick, how);
+    }
+    if let Some(verdict) = stranger {
+        return verdict;
+    }
     let verdict = match device::lock(&config.state) {
-        Err(StateError::InUse(_)) => Ok(hand_over(&config.state, &stick, now)),
+        Err(StateError::InUse(_)) => Ok(hand_over(&config.state, &stick, how)),
         Err(error) => Err(error.into()),
         Ok(None) => Ok(unwritable(&config.state)),
-        Ok(Some(lock)) => match stranger(&config.state) {
-            Some(verdict) => Ok(verdict),
-            None => update(config, stick, now, lock),
-        },
+        Ok(Some(lock)) => update(config, stick, how, lock),
     };
     verdict.unwrap_or_else(|error: RunError| Verdict::new(exit::FAILED, error.to_string()))
 }
@@ -63,7 +68,7 @@ fn stranger(state: &Path) -> Option<Verdict> {
 }
 
 /// Without an agent: this process is it, until the update has ended.
-fn update(config: &Config, stick: Stick, now: bool, lock: File) -> Result<Verdict, RunError> {
+fn update(config: &Config, stick: Stick, how: How, lock: File) -> Result<Verdict, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =
@@ -75,7 +80,7 @@ fn update(config: &Config, stick: Stick, now: bool, lock: File) -> Result<Verdic
             }
         };
         let access = access(config, &TlsPool::default())?;
-        let mut desk = Desk::alone(stick, now);
+        let mut desk = Desk::alone(stick, how);
         device::live_locked(config, access, false, &mut Host::default(), &mut desk, stop, Some(lock)).await;
         Ok(desk.verdict().cloned().unwrap_or_else(|| {
             let text =
@@ -86,13 +91,13 @@ fn update(config: &Config, stick: Stick, now: bool, lock: File) -> Result<Verdic
 }
 
 /// With one that runs.
-fn hand_over(state: &Path, stick: &Stick, now: bool) -> Verdict {
+fn hand_over(state: &Path, stick: &Stick, how: How) -> Verdict {
     let socket = desk::socket(state);
     let stream = match UnixStream::connect(&socket) {
         Ok(stream) => stream,
         Err(error) => {
             let why = match error.kind() {
-                io::ErrorKind::PermissionDenied => "use root, or a user of the agent's group",
+                io::ErrorKind::PermissionDenied => "use root, or the agent's user",
                 _ => "an agent that is just starting, or another `install`: try again",
             };
             let text =
@@ -101,7 +106,7 @@ fn hand_over(state: &Path, stick: &Stick, now: bool) -> Verdict {
         }
     };
     println!("the agent that runs takes it over (Ctrl-C leaves it to the agent, which goes on)");
-    let ended = send(&stream, stick, now).and_then(|()| listen(stream));
+    let ended = send(&stream, stick, how).and_then(|()| listen(stream));
     match ended {
         Ok(Some(verdict)) => verdict,
         Ok(None) => Verdict::new(
@@ -112,8 +117,8 @@ fn hand_over(state: &Path, stick: &Stick, now: bool) -> Verdict {
     }
 }
 
-fn send(mut stream: &UnixStream, stick: &Stick, now: bool) -> io::Result<()> {
-    let request = desk::request(stick, now);
+fn send(mut stream: &UnixStream, stick: &Stick, how: How) -> io::Result<()> {
+    let request = desk::request(stick, how);
     let files = [stick.file.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut beside = SendAncillaryBuffer::new(&mut space);

@@ -20,7 +20,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
-use super::Stick;
+use super::{Stick, exit};
 use crate::install::{Later, Reference};
 
 /// The socket, in the state directory.
@@ -37,11 +37,20 @@ pub(super) fn socket(state: &Path) -> PathBuf {
     state.join(SOCKET)
 }
 
+/// How it is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// At any time, whatever the windows are.
+    pub now: bool,
+    /// It is to be called off.
+    pub cancel: bool,
+}
+
 /// What somebody asks for.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) stick: Stick,
-    pub(crate) now: bool,
+    pub(crate) how: How,
     from: Option<UnixStream>,
 }
 
@@ -63,6 +72,8 @@ impl Verdict {
 /// Somebody who waits for the end of an update.
 struct Visitor {
     target: String,
+    /// The end of the update is what was asked for.
+    cancels: bool,
     /// `None` for the one whose process this is.
     stream: Option<UnixStream>,
     /// What was said last, and of which state.
@@ -96,8 +107,8 @@ impl Desk {
                 _ => {}
             }
             let listener = UnixListener::bind(&path)?;
-            // The agent's user and group, and root.
-            std::fs::set_permissions(&path, Permissions::from_mode(0o660))?;
+            // The agent's user, and root.
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
             Ok(listener)
         };
         let listener = listen().inspect_err(|error| {
@@ -107,8 +118,8 @@ impl Desk {
     }
 
     /// The desk of a process that is there for one update alone.
-    pub(crate) fn alone(stick: Stick, now: bool) -> Self {
-        Self { alone: true, asked: vec![Asked { stick, now, from: None }], ..Self::default() }
+    pub(crate) fn alone(stick: Stick, how: How) -> Self {
+        Self { alone: true, asked: vec![Asked { stick, how, from: None }], ..Self::default() }
     }
 
     pub(crate) fn is_alone(&self) -> bool {
@@ -164,8 +175,13 @@ impl Desk {
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             pace
         });
-        let visitor =
-            Visitor { target: target.to_owned(), stream: asked.from, said: String::new(), of: None };
+        let visitor = Visitor {
+            target: target.to_owned(),
+            cancels: asked.how.cancel,
+            stream: asked.from,
+            said: String::new(),
+            of: None,
+        };
         self.visitors.push(visitor);
     }
 
@@ -199,7 +215,9 @@ impl Desk {
     pub(crate) fn end(&mut self, target: &str, verdict: &Verdict) {
         let ends = |visitor: &mut Visitor| visitor.target == target;
         for visitor in self.visitors.extract_if(.., ends).collect::<Vec<_>>() {
-            self.answer(visitor.stream, verdict);
+            let called_off = visitor.cancels && verdict.exit == exit::GIVEN_UP;
+            let exit = if called_off { exit::DONE } else { verdict.exit };
+            self.answer(visitor.stream, &Verdict { exit, text: verdict.text.clone() });
         }
     }
 
@@ -246,7 +264,8 @@ async fn receive(stream: UnixStream) -> Option<Asked> {
     };
     let source = PathBuf::from(request["source"].as_str()?);
     let stick = Stick { reference, source, file: Arc::new(file?) };
-    Some(Asked { stick, now: request["now"] == true, from: Some(stream) })
+    let how = How { now: request["now"] == true, cancel: request["cancel"] == true };
+    Some(Asked { stick, how, from: Some(stream) })
 }
 
 fn receive_piece(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<File>)> {
@@ -265,7 +284,7 @@ fn receive_piece(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<File>)> {
 }
 
 /// The request of a command.
-pub(super) fn request(stick: &Stick, now: bool) -> String {
-    let source = stick.source.to_string_lossy();
-    format!("{}\n", json!({"reference": stick.reference, "source": source, "now": now}))
+pub(super) fn request(stick: &Stick, how: How) -> String {
+    let (source, How { now, cancel }) = (stick.source.to_string_lossy(), how);
+    format!("{}\n", json!({"reference": stick.reference, "source": source, "now": now, "cancel": cancel}))
 }

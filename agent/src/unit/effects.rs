@@ -14,7 +14,7 @@ use super::trouble::Trouble;
 use super::{Offer, Parked, Step, Unit};
 use crate::crash;
 use crate::files::{remedy, storage_error};
-use crate::install::{Activated, Standing};
+use crate::install::{Activated, Place, Standing};
 
 impl Unit {
     /// Carries out an effect; gives it back if it is for the device to carry out.
@@ -171,15 +171,9 @@ impl Unit {
         if self.copy(release, offset) {
             return;
         }
+        let place = self.place(release);
         let release = &self.releases[release];
         // The machine fetches only while a grant is good that it has taken; without a link it asks for a new one.
-        let place = self.installer.place(release).map_err(|error| {
-            tracing::error!(target = %self.target, %error, "there is no place for the payload");
-            match error.kind() {
-                io::ErrorKind::FileTooLarge => FetchError::Unfit,
-                _ => FetchError::Storage(storage_error(&error)),
-            }
-        });
         let (links, place) = match (self.links.clone().ok_or(FetchError::Forbidden), place) {
             (Ok(links), Ok(place)) => (links, place),
             (Err(error), _) | (_, Err(error)) => {
@@ -191,6 +185,17 @@ impl Unit {
         let fetching = self.payload.fetch(&self.fetcher, links, place, release.clone(), offset);
         self.go(async move { Step::Event(fetching.await) });
         self.fetching = true;
+    }
+
+    /// Where the payload goes.
+    pub(super) fn place(&self, release: ReleaseId) -> Result<Place, FetchError> {
+        self.installer.place(&self.releases[release]).map_err(|error| {
+            tracing::error!(target = %self.target, %error, "there is no place for the payload");
+            match error.kind() {
+                io::ErrorKind::FileTooLarge => FetchError::Unfit,
+                _ => FetchError::Storage(storage_error(&error)),
+            }
+        })
     }
 
     fn verify(&mut self, release: ReleaseId) {

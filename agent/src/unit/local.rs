@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use fleetwave_agent_core::twin::{Desired, Progress};
 use fleetwave_agent_core::{
-    Agent, Context, Effect, Event, FetchError, GrantAnswer, Plan, Policy, ReleaseId, ResultCode, State,
+    Agent, Context, Effect, Event, GrantAnswer, Plan, Policy, ReleaseId, ResultCode, State,
 };
 use fleetwave_protocol::WallTime;
 
 use super::{Step, Unit};
-use crate::files::storage_error;
 use crate::install::Reference;
 use crate::local::{Stick, Wish};
 
@@ -77,6 +76,11 @@ impl Unit {
         self.local.is_some()
     }
 
+    /// Whether it is this release, as it was signed.
+    pub(crate) fn is_wish_for(&self, reference: &Reference) -> bool {
+        self.local.as_ref().is_some_and(|local| local.wish.is_for(reference))
+    }
+
     /// Whether the hub's place is taken while there is none. Not for what has to show that it reaches the hub.
     pub(crate) fn stands_in(&self) -> bool {
         self.local
@@ -125,14 +129,11 @@ impl Unit {
         if !self.is_wished(release) {
             return false;
         }
+        let place = self.place(release);
         let Some(local) = &mut self.local else { return false };
         let release = &self.releases[release];
-        match self.installer.place(release) {
-            Err(error) => {
-                let failed = FetchError::Storage(storage_error(&error));
-                local.trouble.replace(Some(error.to_string()));
-                self.events.push_back(Event::FetchFailed { error: failed, durable: offset });
-            }
+        match place {
+            Err(error) => self.events.push_back(Event::FetchFailed { error, durable: offset }),
             Ok(place) => {
                 let source = local.wish.source.clone();
                 tracing::info!(target = %self.target, release = &*release.id, offset, source = %source.display(), "copies");
@@ -158,6 +159,12 @@ impl Unit {
             "{why} ({durable} of {} bytes are durable)",
             self.releases[self.local.as_ref()?.release].size
         ))
+    }
+
+    /// What is wrong with the target, if anything is, in words.
+    pub(crate) fn complains(&self) -> Option<String> {
+        let detail = self.problem().get("detail")?.as_str()?.to_owned();
+        Some(format!("{}: {detail}", self.target))
     }
 
     /// Looks at a release that is asked for here: whether it would be taken, if it may be now.
