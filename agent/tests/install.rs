@@ -134,6 +134,30 @@ fn what_the_hub_asks_for_counts_again_afterwards_unless_it_is_older() {
 }
 
 #[test]
+fn a_download_under_way_takes_its_rest_from_a_stick_and_another_one_gives_way_to_it() {
+    let world = World::with(Some(50_000), &[], "[component.app]\ninstaller = \"directory\"\n");
+    let (dir, second) = stick(&world, None, "fw-2", 2);
+    world.desire(&json!({ "firmware": second }));
+    let _agent = agent_that_runs(&world);
+    // What was recorded as durable by then is not copied again.
+    eventually("a part of it has come", || {
+        world.download() > 0 && !world.status().contains("started 1 times, 0 of")
+    });
+    must(&install(&world, &[], &dir), 0, "firmware: fw-2 runs, and is committed");
+    let log = world.log();
+    let offset = log.split("copies target=firmware").nth(1).and_then(|copied| copied.split("offset=").nth(1));
+    assert!(offset.is_some_and(|offset| !offset.starts_with("0 ")), "{log}");
+    let served = world.blobs.control().counters().bytes;
+    assert!(served < SIZE as u64, "{served}");
+
+    let (_, first) = stick(&world, Some("components.app"), "app-1", 1);
+    world.desire(&json!({ "components": { "app": first } }));
+    eventually("it is fetched", || world.log().contains("fetches target=components.app"));
+    let (dir, _) = stick(&world, Some("components.app"), "app-2", 2);
+    must(&install(&world, &[], &dir), 0, "components.app: app-2 runs, and is committed");
+}
+
+#[test]
 fn what_must_not_be_installed_is_refused_before_anything_is_begun() {
     let world = World::new(None, &[]);
     let (dir, reference) = stick(&world, None, "fw-2", 2);

@@ -316,3 +316,78 @@ fn partitions_are_filled_as_they_are_and_a_download_goes_on_in_them_after_a_powe
     assert!(bench.image(1) == bytes(&content(2)));
     assert_eq!(bench.boots, ["a", "a", "b"]);
 }
+
+/// Gives the device a release on a stick: the code of exit, and what was said.
+fn install_by_hand(bench: &Bench, id: &str, seq: u64) -> (Option<i32>, String) {
+    let stick = bench.path("stick");
+    let reference = bench.world.sign(None, id, seq, &content(seq), content(seq));
+    fs::create_dir_all(&stick).expect("a directory");
+    fs::write(stick.join("release.json"), reference.to_string()).expect("writes");
+    fs::write(stick.join("payload"), bytes(&content(seq))).expect("writes");
+    let mut command = support::program();
+    command.arg("install").arg("--config").arg(bench.world.config()).arg(stick);
+    let output = command.output().expect("it runs");
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("text"))
+}
+
+/// Takes the hub out of the device's reach; what this returns brings it back.
+fn lose_hub(bench: &Bench) -> impl FnOnce() + use<> {
+    let config = bench.world.config();
+    let text = fs::read_to_string(&config).expect("a configuration");
+    let address = bench.world.hub.address().expect("it listens").to_string();
+    fs::write(&config, text.replace(&address, "127.0.0.1:1")).expect("writes");
+    move || fs::write(config, text).expect("writes")
+}
+
+#[test]
+fn firmware_from_a_stick_is_tried_by_a_reboot_and_committed_without_a_hub() {
+    if !have("grub-editenv") {
+        return;
+    }
+    let mut bench = Bench::new(None, grub, "");
+    bench.power_on();
+    bench.reports_until(runs("fw-1"));
+    assert!(bench.agent.take().expect("it runs").terminate().success());
+    let find_hub = lose_hub(&bench);
+    let (exit, said) = install_by_hand(&bench, "fw-2", 2);
+    assert!(
+        exit == Some(0) && said.contains("firmware: the machine goes down now, to try the release"),
+        "{said}"
+    );
+    assert!(bench.goes_down());
+    bench.power_on();
+    let status = |bench: &Bench| bench.world.status();
+    eventually("it is committed", || status(&bench).contains("committed  fw-2 (seq 2)"));
+    bench.power_on();
+    assert_eq!(bench.boots, ["a", "b", "b"]);
+    find_hub();
+    bench.power_on();
+    assert_eq!(bench.reports_until(runs("fw-2")), ["fw-2 idle ok"]);
+    assert_eq!(bench.world.blobs.control().counters().bytes, 0);
+}
+
+#[test]
+fn firmware_from_a_stick_has_to_reach_the_hub_if_what_ran_before_did() {
+    if !have("grub-editenv") {
+        return;
+    }
+    let mut bench = Bench::new(None, grub, "");
+    bench.power_on();
+    bench.reports_until(runs("fw-1"));
+    let (exit, said) = install_by_hand(&bench, "fw-2", 2);
+    assert!(exit == Some(0) && said.contains("the machine goes down now"), "{said}");
+    let find_hub = lose_hub(&bench);
+    bench.power_on();
+    eventually("it looks for the hub in vain", || {
+        let log = bench.world.log();
+        log.rsplit("state=\"probation\"").next().is_some_and(|last| last.contains("not connected"))
+            && log.contains("state=\"probation\"")
+    });
+    assert!(bench.world.status().contains("on trial   fw-2 (seq 2)"), "{}", bench.world.status());
+    find_hub();
+    // What is not committed does not survive a power cut, and is tried again.
+    bench.power_on();
+    let reports = bench.reports_until(runs("fw-2"));
+    assert_eq!(reports.last().map(String::as_str), Some("fw-2 idle ok"));
+    assert_eq!(bench.boots, ["a", "b", "a", "b"]);
+}
