@@ -200,9 +200,14 @@ impl<'a> Device<'a> {
             let seed = rng::mix(seed.wrapping_add(index as u64));
             Unit::new(config, target, fetcher, host.counters.clone(), seed)
         });
+        let mut units: Vec<Unit> = units.collect();
+        if let Some(calendar) = host.calendar {
+            units.iter_mut().for_each(|unit| unit.set_utc_offset(calendar.utc_offset));
+        }
+        let zone = (config.windows.any() && host.calendar.is_none()).then(|| zone::ask(true));
         Self {
             lead: Lead::new(config.limits.policy(), seed),
-            units: units.collect(),
+            units,
             config,
             access,
             fetcher: Rc::clone(fetcher),
@@ -217,7 +222,7 @@ impl<'a> Device<'a> {
             effects: Vec::new(),
             reboot: false,
             chores: Vec::new(),
-            zone: config.windows.any().then(|| zone::ask(true)),
+            zone,
         }
     }
 
@@ -349,7 +354,8 @@ impl<'a> Device<'a> {
     }
 
     fn now(&self) -> Now {
-        let wall = WallTime::from_unix_millis(u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX));
+        let wall = since_epoch().saturating_add(self.host.ahead());
+        let wall = WallTime::from_unix_millis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
         Now { at: Instant::ZERO + self.origin.elapsed(), wall }
     }
 }

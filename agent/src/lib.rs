@@ -78,7 +78,7 @@ pub use status::{status, status_json};
 pub use target::Target;
 pub use telemetry::{Pace, Telemetry};
 pub use units::{Bytes, Rate, Span};
-pub use watch::{Seen, Watch};
+pub use watch::{Around, Calendar, Seen, Watch};
 
 #[cfg(all(test, feature = "delta"))]
 use chunks::Chunks;
@@ -205,20 +205,20 @@ pub async fn live(
     once: bool,
     stop: impl Future<Output = ()>,
 ) -> Result<Ended, RunError> {
-    live_watched(config, pool, once, stop, None).await
+    live_within(config, pool, once, stop, Around::default()).await
 }
 
-/// The same, and `watch` is told how it goes.
+/// The same, in surroundings of its own.
 ///
 /// # Errors
 /// As [`live`].
-pub async fn live_watched(
+pub async fn live_within(
     config: &Config,
     pool: &TlsPool,
     once: bool,
     stop: impl Future<Output = ()>,
-    watch: Option<Watch>,
+    around: Around,
 ) -> Result<Ended, RunError> {
-    let mut host = Host::watched_by(watch);
+    let mut host = Host::within(around);
     Ok(device::live(config, access(config, pool)?, once, &mut host, stop).await?)
 }

@@ -12,7 +12,7 @@ use crate::notify::Supervisor;
 use crate::target::Target;
 use crate::telemetry::News;
 use crate::unit::Unit;
-use crate::watch::{Seen, Watch};
+use crate::watch::{Around, Calendar, Seen, Watch};
 
 /// Empty by default.
 #[derive(Default)]
@@ -25,6 +25,8 @@ pub(crate) struct Host {
     pub(crate) recent: Option<Recent>,
     /// Whoever runs many agents in one process, and measures them.
     watch: Option<Watch>,
+    /// The calendar, if it is not the machine's.
+    pub(super) calendar: Option<Calendar>,
     /// What the watch was told last that the firmware is to be.
     wanted: Option<ReleaseId>,
     beat: Option<Interval>,
@@ -51,9 +53,9 @@ impl Host {
         }
     }
 
-    /// Of one agent among many, of which `watch` is told.
-    pub(crate) fn watched_by(watch: Option<Watch>) -> Self {
-        Self { watch, ..Self::default() }
+    /// Of one agent among many.
+    pub(crate) fn within(around: Around) -> Self {
+        Self { watch: around.watch, calendar: around.calendar, ..Self::default() }
     }
 
     /// Until the service manager wants to hear again that the loop is not stuck.
@@ -71,6 +73,11 @@ impl Host {
         if self.watch.is_some() {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// What the calendar is ahead of the machine's.
+    pub(super) fn ahead(&self) -> Duration {
+        self.calendar.map_or(Duration::ZERO, |calendar| calendar.ahead)
     }
 
     /// Tells the watch, if there is one.

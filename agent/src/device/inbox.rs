@@ -1,9 +1,11 @@
 //! What comes from the hub, and the events that the machines make of it.
 
+use std::time::Duration;
+
 use fleetwave_agent_core::grant::{self, Answer, Outcome};
 use fleetwave_agent_core::twin::{self, Desired};
 use fleetwave_agent_core::{Event, GrantAnswer, State};
-use fleetwave_protocol::{Down, bag};
+use fleetwave_protocol::{Down, WallTime, bag};
 use rumqttc::Publish;
 use serde_json::{Map, Value};
 
@@ -163,7 +165,7 @@ impl Device<'_> {
             Outcome::RetryAfter(_) | Outcome::Refused(_) => Ok(None),
         };
         let (links, decision) = match links {
-            Ok(links) => (links, answer.decision()),
+            Ok(links) => (links, later(answer.decision(), self.host.ahead())),
             Err(error) => {
                 tracing::error!(%error, "the grant counts as refused");
                 (None, GrantAnswer::Refused)
@@ -171,6 +173,18 @@ impl Device<'_> {
         };
         unit.offer = Some(Offer { links, method: method.map(str::to_owned) });
         unit.hear(Event::Grant { release, answer: decision });
+    }
+}
+
+/// The end of a link, by a calendar that is so much ahead.
+fn later(answer: GrantAnswer, ahead: Duration) -> GrantAnswer {
+    match answer {
+        GrantAnswer::Granted { expires } if !ahead.is_zero() => {
+            let ahead = u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX);
+            let expires = WallTime::from_unix_millis(expires.as_unix_millis().saturating_add(ahead));
+            GrantAnswer::Granted { expires }
+        }
+        answer => answer,
     }
 }
 

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use fleetwave_agent::{Seen, TlsPool, Watch};
+use fleetwave_agent::{Around, Calendar, Seen, TlsPool, Watch};
 use fleetwave_agent_core::{ReleaseId, State};
 use fleetwave_hub::Clock;
 use fleetwave_protocol::Instant;
@@ -97,6 +97,8 @@ pub(super) struct Setting {
     pub(super) signs: Vec<Sender<Sign>>,
     /// Devices in each shard but the last.
     pub(super) share: u64,
+    /// What the devices' calendar is ahead of the hub's, in milliseconds.
+    pub(super) calendar_ahead: u64,
 }
 
 /// What an agent's thread is told.
@@ -121,7 +123,7 @@ pub(super) struct Agents {
     numbers: Vec<u64>,
     called: HashSet<u64>,
     crews: Vec<(UnboundedSender<Call>, JoinHandle<Ended>)>,
-    _files: TempDir,
+    files: TempDir,
 }
 
 impl Agents {
@@ -150,7 +152,7 @@ impl Agents {
                 .map_err(|error| failed("starting the agents", error))?;
             crews.push((calls, thread));
         }
-        Ok(Self { setting, numbers, called: HashSet::new(), crews, _files: files })
+        Ok(Self { setting, numbers, called: HashSet::new(), crews, files })
     }
 
     /// What concerns the real agents among the devices.
@@ -158,6 +160,13 @@ impl Agents {
         match order {
             Order::Connect { from, step, group, arrival } => self.start_those(*from, *step, *group, *arrival),
             Order::PowerCut { victims, during, off_for } => self.cut_those(victims, *during, off_for),
+            Order::Free => {
+                let files = std::fs::read_dir(self.files.path()).into_iter().flatten().flatten();
+                for file in files.map(|entry| entry.path()).filter(|path| config::is_lock(path)) {
+                    // What cannot be removed holds updates up, which shows.
+                    let _ = std::fs::remove_file(file);
+                }
+            }
             _ => {}
         }
     }
@@ -299,6 +308,10 @@ impl Life {
             let _ = signs.send(Sign { index, at: clock.now().at, what });
         };
         let watch = watch(power.clone(), machine.clone(), show.clone());
+        let calendar = Calendar {
+            ahead: Duration::from_millis(setting.calendar_ahead),
+            utc_offset: setting.world.group(setting.world.who(*number)).utc_offset_minutes * 60,
+        };
         let mut trial = false;
         loop {
             let booted = machine.borrow_mut().boot(trial, &mut self.violations.borrow_mut());
@@ -316,7 +329,8 @@ impl Life {
                 // The other end says nothing: it is dropped.
                 let _ = stop.changed().await;
             };
-            let agent = fleetwave_agent::live_watched(&config, &pool, false, stop, Some(watch.clone()));
+            let around = Around { watch: Some(watch.clone()), calendar: Some(calendar) };
+            let agent = fleetwave_agent::live_within(&config, &pool, false, stop, around);
             let gone = tokio::select! {
                 biased;
                 // What the agent was in the middle of is dropped, and its connection with it.

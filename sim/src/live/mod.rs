@@ -66,6 +66,15 @@ struct Audience {
     witness: Option<Witness>,
 }
 
+/// What a witness has happen to all devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// They lose power, for so long.
+    Cut(Duration),
+    /// They may be interrupted from now on.
+    Free,
+}
+
 /// Whoever is shown all that the embedded hub and the blob endpoint see. Figures are not measured for it: the machine's
 /// own rates are left out.
 pub struct Witness {
@@ -73,8 +82,10 @@ pub struct Witness {
     pub recorder: Arc<Recorder>,
     /// Is given the handles of both before the first step.
     pub ready: Box<dyn FnOnce(HubControl, BlobControl) + Send>,
-    /// All devices lose power when something comes here, for so long.
-    pub cuts: mpsc::Receiver<Duration>,
+    /// What is to happen to all devices.
+    pub wishes: mpsc::Receiver<Wish>,
+    /// What the devices' calendar is ahead of the scenario's `clock`.
+    pub ahead: Duration,
 }
 
 /// Runs a plan live.
@@ -210,17 +221,17 @@ fn perform(
     };
     let started = Clock::now();
     let recorder = audience.witness.as_ref().map(|witness| witness.recorder.clone());
-    let stage = Stage::set(plan, world, clock, elsewhere, audience.stories, recorder.as_ref())?;
-    let mut cuts = None;
+    let stage = Stage::set(plan, world, clock, elsewhere, audience.stories, audience.witness.as_ref())?;
+    let mut wishes = None;
     if let (Some(witness), Some(control)) = (audience.witness, stage.operator.control()) {
         (witness.ready)(control, stage.blobs.control());
-        cuts = Some(witness.cuts);
+        wishes = Some(witness.wishes);
     }
     let fleet = stage.world.fleet();
     let mut timeline =
         Timeline::new(scenario, |group| fleet.member_count(group.and_then(|name| fleet.group_named(name))));
     let at_once = limits::downloads_at_once(plan);
-    let mut play = Play::new(&stage, scenario, at_once, cuts);
+    let mut play = Play::new(&stage, scenario, at_once, wishes);
     let end = play.run(&mut timeline, progress, stop);
     if let Some(recorder) = recorder {
         recorder.stop();

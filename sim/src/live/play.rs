@@ -8,6 +8,7 @@ use std::time::Duration;
 use fleetwave_hub::blob::{Fault as BlobFault, FaultKind};
 use fleetwave_protocol::{Instant, Now};
 
+use super::Wish;
 use super::aim::{Aim, Audience};
 use super::beat::Beat;
 use super::shard::{Order, Victims};
@@ -44,8 +45,8 @@ pub(super) struct Play<'s> {
     beat: Beat,
     /// When the timeline was looked at last.
     looked: Instant,
-    /// Power cuts that the timeline knows nothing of.
-    cuts: Option<mpsc::Receiver<Duration>>,
+    /// What the timeline knows nothing of.
+    wishes: Option<mpsc::Receiver<Wish>>,
 }
 
 impl<'s> Play<'s> {
@@ -53,7 +54,7 @@ impl<'s> Play<'s> {
         stage: &'s Stage,
         scenario: &'s Scenario,
         at_once: u64,
-        cuts: Option<mpsc::Receiver<Duration>>,
+        wishes: Option<mpsc::Receiver<Wish>>,
     ) -> Self {
         let origin = stage.clock.now().at;
         Self {
@@ -66,7 +67,7 @@ impl<'s> Play<'s> {
             blob_faults: Vec::new(),
             beat: Beat::new(origin),
             looked: Instant::ZERO,
-            cuts,
+            wishes,
         }
     }
 
@@ -109,7 +110,7 @@ impl<'s> Play<'s> {
                 }
             }
             self.mend();
-            self.cut();
+            self.grant_wishes();
             self.show(progress, timeline);
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -291,12 +292,17 @@ impl<'s> Play<'s> {
         }
     }
 
-    fn cut(&self) {
-        let Some(cuts) = &self.cuts else { return };
-        for off_for in cuts.try_iter() {
-            let victims = Victims { step: 0, group: None, share: Percent::FULL };
-            let off_for = Dist::fixed(Span::from_micros(off_for.as_micros() as u64));
-            self.stage.tell(&Order::PowerCut { victims, during: CutMoment::Now, off_for });
+    fn grant_wishes(&self) {
+        let Some(wishes) = &self.wishes else { return };
+        for wish in wishes.try_iter() {
+            self.stage.tell(&match wish {
+                Wish::Cut(off_for) => Order::PowerCut {
+                    victims: Victims { step: 0, group: None, share: Percent::FULL },
+                    during: CutMoment::Now,
+                    off_for: Dist::fixed(Span::from_micros(off_for.as_micros() as u64)),
+                },
+                Wish::Free => Order::Free,
+            });
         }
     }
 

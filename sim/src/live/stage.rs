@@ -29,7 +29,7 @@ use super::operator::Operator;
 use super::shard::{Order, Outside, Parts, Remains, Shard};
 use super::tally::Tally;
 use super::transport::{Memory, Server, Tcp, Tls, Transport};
-use super::{granting, limits, login};
+use super::{Witness, granting, limits, login};
 use crate::device::{Violations, World};
 use crate::measure::Meter;
 use crate::remote::{Remote, Tenancy, client_config, limits_of};
@@ -118,7 +118,7 @@ fn loopback(port: u16) -> SocketAddr {
 
 impl Stage {
     /// Sets everything up, the fleet's twins included; those on a hub elsewhere are there already, with keys derived
-    /// from `group_key`. A `recorder` is shown what embedded hub and blob endpoint see.
+    /// from `group_key`. A `witness` is shown what embedded hub and blob endpoint see.
     ///
     /// # Errors
     /// What could not be had: a port, a broker, a thread.
@@ -128,9 +128,12 @@ impl Stage {
         clock: Clock,
         elsewhere: Option<(&Arc<Tenancy>, Key)>,
         tell_stories: bool,
-        recorder: Option<&Arc<Recorder>>,
+        witness: Option<&Witness>,
     ) -> Result<Self, EngineError> {
         let scenario = &plan.scenario;
+        let recorder = witness.map(|witness| &witness.recorder);
+        let ahead = witness.map_or(0, |witness| witness.ahead.as_millis() as u64);
+        let calendar_ahead = calendar_ahead(scenario, &clock) + ahead;
         let blobs = serve_blobs(scenario, &clock, recorder)?;
         let board = Arc::new(RwLock::new(Board::default()));
         let tally = Arc::new(Tally::default());
@@ -176,6 +179,7 @@ impl Stage {
                 reach: reach.to_string(),
                 signs,
                 share,
+                calendar_ahead,
             })?),
             _ => None,
         };
@@ -217,7 +221,7 @@ impl Stage {
                 devices: share.min(devices - first) as u32,
                 world: world.clone(),
                 clock: clock.clone(),
-                calendar_ahead: calendar_ahead(scenario, &clock),
+                calendar_ahead,
                 profile: if plain { Profile::Plain } else { Profile::IotHub },
                 login: login.clone(),
                 transport,

@@ -29,6 +29,7 @@ scripts! {
     a_grant_that_nobody_asked_for
     a_link_that_has_ended
     a_link_that_is_refused
+    a_lock_that_is_given_back
     a_method_that_is_not_there
     a_payload_with_another_digest
     a_plain_update
@@ -49,10 +50,13 @@ scripts! {
     a_store_that_is_busy_and_says_no_more
     a_store_that_spoils_bytes
     a_store_with_too_many_requests
+    a_window_of_installations_that_opens
+    a_window_that_opens
     back_to_the_release_before
     called_off_and_given_again
     called_off_while_fetching
     called_off_while_granting
+    cancelled_before_the_window
     cancelled_while_fetching
     cancelled_while_granting
     changed_while_the_hub_was_away

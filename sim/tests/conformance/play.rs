@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use fleetwave::live::{Witness, run_witnessed};
+use fleetwave::live::{Wish, Witness, run_witnessed};
 use fleetwave::progress::Progress;
 use fleetwave::rollout;
 use fleetwave::run::{RunPlan, Target};
@@ -53,7 +53,7 @@ pub(crate) fn compare(name: &str, text: &str) {
 
 /// What was said when a device with this driver played it.
 fn play(name: &str, text: &str, driver: &str) -> Vec<Entry> {
-    let (scenario, Extras { mut set, act, seen }) = read(name, text);
+    let (scenario, Extras { mut set, act, seen, ahead }) = read(name, text);
     set.push(format!("fleet.group.all.driver='{driver}'"));
     let loaded = load_text(name, &scenario, &set).unwrap_or_else(|problems| panic!("{name}: {problems}"));
     let plan = RunPlan {
@@ -68,11 +68,12 @@ fn play(name: &str, text: &str, driver: &str) -> Vec<Entry> {
     };
     let recorder = Arc::new(Recorder::default());
     let stage = recorder.clone();
-    let (cut, cuts) = mpsc::channel();
+    let (wish, wishes) = mpsc::channel();
     let ready = move |control: HubControl, blobs: BlobControl| {
-        thread::spawn(move || perform(&act, &control, &blobs, &stage, &cut));
+        thread::spawn(move || perform(&act, &control, &blobs, &stage, &wish));
     };
-    let witness = Witness { recorder: recorder.clone(), ready: Box::new(ready), cuts };
+    let ahead = Duration::from_millis(ahead);
+    let witness = Witness { recorder: recorder.clone(), ready: Box::new(ready), wishes, ahead };
     let outcome = run_witnessed(&plan, &Progress::default(), &AtomicBool::new(false), witness);
     let outcome = outcome.unwrap_or_else(|error| panic!("{name}, {driver}: {error}"));
     let entries = recorder.entries();
@@ -92,10 +93,10 @@ fn perform(
     control: &HubControl,
     blobs: &BlobControl,
     recorder: &Recorder,
-    cuts: &mpsc::Sender<Duration>,
+    wishes: &mpsc::Sender<Wish>,
 ) {
     let mut from = 0;
-    for Act { after, pause, store, call, desire, release, cut, restart } in acts {
+    for Act { after, pause, store, call, desire, release, cut, free, restart } in acts {
         let heard = |entry: &Entry| entry.to_string().contains(after);
         // What is not done shows in what is said.
         let Some(next) = recorder.wait(from, PATIENCE, heard) else { return };
@@ -127,7 +128,10 @@ fn perform(
         }
         if let Some(millis) = cut {
             // The run may be over.
-            let _ = cuts.send(Duration::from_millis(*millis));
+            let _ = wishes.send(Wish::Cut(Duration::from_millis(*millis)));
+        }
+        if *free {
+            let _ = wishes.send(Wish::Free);
         }
         if let Some(millis) = restart {
             control.restart(Duration::from_millis(*millis)).expect("the hub lives");

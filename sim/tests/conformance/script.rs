@@ -54,6 +54,8 @@ pub(crate) struct Extras {
     pub(crate) act: Vec<Act>,
     /// What has to be among what was said, so that a script that misses its point is noticed.
     pub(crate) seen: Vec<String>,
+    /// What the device's calendar is ahead of the scenario's `clock`, in milliseconds.
+    pub(crate) ahead: u64,
 }
 
 /// Something that is done to the device.
@@ -75,6 +77,9 @@ pub(crate) struct Act {
     pub(crate) release: Option<Release>,
     /// Cuts its power for so many milliseconds.
     pub(crate) cut: Option<u64>,
+    /// Lets it be interrupted from now on.
+    #[serde(default)]
+    pub(crate) free: bool,
     /// Takes the hub away for so many milliseconds.
     pub(crate) restart: Option<u64>,
 }
@@ -118,7 +123,7 @@ pub(crate) struct Release {
 pub(crate) fn read(name: &str, text: &str) -> (String, Extras) {
     let mut scenario: DocumentMut = text.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
     let mut extras = DocumentMut::new();
-    for key in ["set", "act", "seen"] {
+    for key in ["set", "act", "seen", "ahead"] {
         if let Some((key, item)) = scenario.remove_entry(key) {
             extras.insert(&key, item);
         }

@@ -4,12 +4,23 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use fleetwave_agent::Config;
+use fleetwave_agent_core::Days;
 
 use super::Setting;
 use super::machine::Machine;
 use crate::rollout;
-use crate::scenario::model::{AtDeadline, Scenario};
-use crate::scenario::quantity::{Percent, Span};
+use crate::scenario::model::{AtDeadline, Group, Scenario, StepWindow};
+use crate::scenario::quantity::{Percent, Span, TimeOfDay};
+
+/// How the names of locks end.
+const LOCK: &str = "busy";
+/// For what may go on to its end, whatever time it is.
+const A_YEAR: u64 = 365 * 24 * 60;
+
+/// Whether a file is a device's lock.
+pub(super) fn is_lock(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == LOCK)
+}
 
 impl Setting {
     /// The configuration of the agent on a device with this machine, whose files are below `files`.
@@ -43,7 +54,8 @@ impl Setting {
         );
         self.write_health(number, &mut text);
         write_limits(scenario, &mut text);
-        self.write_locks(number, &state, &mut text)?;
+        self.write_locks(number, &files.join(&id), &mut text)?;
+        write_windows(self.world.group(self.world.who(number)), &mut text);
         Config::parse(&text, Path::new("agent.toml")).map_err(|error| error.to_string())
     }
 
@@ -60,12 +72,12 @@ impl Setting {
     }
 
     /// A lock that is held for good, on devices that may never be interrupted.
-    fn write_locks(&self, number: u64, state: &Path, text: &mut String) -> Result<(), String> {
+    fn write_locks(&self, number: u64, dir: &Path, text: &mut String) -> Result<(), String> {
         let Some(locks) = &self.world.scenario().agent.locks else { return Ok(()) };
         if self.world.group(self.world.who(number)).busy == Percent::ZERO {
             return Ok(());
         }
-        let file = state.with_extension("busy");
+        let file = dir.with_extension(LOCK);
         std::fs::write(&file, "reason = \"the scenario says so\"\n").map_err(|error| error.to_string())?;
         let at_deadline = match locks.at_deadline {
             AtDeadline::Proceed => "proceed",
@@ -82,6 +94,35 @@ impl Setting {
             ),
         );
         Ok(())
+    }
+}
+
+/// When updates may begin, as the simulated devices' policy has it.
+fn write_windows(group: &Group, text: &mut String) {
+    let minutes = |span: Span| span.duration().as_secs() / 60;
+    let hours = |opens: TimeOfDay, lasts: Span| {
+        let from = opens.millis() / 60_000;
+        let to = (from + minutes(lasts)) % (24 * 60);
+        let clock = |minutes: u64| format!("\"{:02}:{:02}\"", minutes / 60, minutes % 60);
+        format!("from = {}, to = {}", clock(from), clock(to))
+    };
+    let step = |window: &StepWindow| {
+        let days: Vec<String> =
+            window.days.iter().map(|day| format!("{:?}", Days::NAMES[*day as usize])).collect();
+        let hours = hours(window.opens, window.lasts);
+        format!("days = [{}], {hours}, grace_minutes = {}", days.join(", "), minutes(window.grace))
+    };
+    let both = group.window.map(|window| hours(window.opens, window.lasts));
+    let to_the_end = both.as_ref().map(|hours| format!("{hours}, grace_minutes = {A_YEAR}"));
+    let download = group.download_window.as_ref().map(step).or(to_the_end);
+    let install = group.install_window.as_ref().map(step).or(both);
+    if download.is_some() || install.is_some() {
+        line(text, format_args!("[windows]"));
+    }
+    for (name, window) in [("download", download), ("install", install)] {
+        if let Some(window) = window {
+            line(text, format_args!("{name} = {{ {window} }}"));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use fleetwave_agent_core::grant::{PROPERTIES, Request};
 use fleetwave_agent_core::twin::{self, Status};
-use fleetwave_agent_core::{Context, Effect, Event, Plan, ReleaseId, State};
+use fleetwave_agent_core::{Context, Effect, Event, LockAnswer, Plan, ReleaseId, State};
 use fleetwave_protocol::{Instant, Now, Up};
 
 use super::hub_side::GrantUnderWay;
@@ -127,7 +127,8 @@ impl Shard {
             Effect::CommitSlot => return self.commit(index, inbox),
             Effect::AskLocks => {
                 let who = self.who(index);
-                inbox.push(Event::Locks(self.slots[index as usize].hardware.locks(&self.world, who)));
+                let answer = self.slots[index as usize].hardware.locks(&self.world, who);
+                inbox.push(Event::Locks(if self.trouble.free { LockAnswer::Free } else { answer }));
             }
             Effect::AnswerAbort { taken } => self.called_off(index, taken),
             Effect::Wake(wake) => {

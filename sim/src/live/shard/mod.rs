@@ -73,6 +73,8 @@ pub(super) enum Order {
     Notifications { victims: Victims, until: Instant, delay: Option<Duration> },
     /// The victims lose power.
     PowerCut { victims: Victims, during: CutMoment, off_for: Dist },
+    /// Devices may be interrupted from now on.
+    Free,
     /// All connections break, and none can be made until then: for a broker that cannot be restarted.
     Unreachable { until: Instant },
     /// Stand still: the planted defect that a run has to notice.
@@ -321,6 +323,7 @@ impl Shard {
                     self.trouble.notifications.push((victims, until, delay));
                 }
                 Order::PowerCut { victims, during, off_for } => self.doom_victims(&victims, during, off_for),
+                Order::Free => self.trouble.free = true,
                 Order::Unreachable { until } => self.break_connections(until),
             }
         }

@@ -20,6 +20,8 @@ pub(super) struct Trouble {
     /// When links come back, and whose.
     links: Vec<(Instant, Vec<u32>)>,
     unreachable_until: Instant,
+    /// Nobody is busy any more.
+    pub(super) free: bool,
 }
 
 impl Trouble {

@@ -12,6 +12,7 @@ use super::unique;
 const MOST_DEVICES: u64 = 1_000_000_000;
 /// Engines run devices apart from each other for as long as no message can pass between them.
 const SHORTEST_LATENCY: Span = Span::from_millis(1);
+const MINUTE: Span = Span::from_secs(60);
 const DAY: Span = Span::from_secs(86_400);
 const WEEK: Span = Span::from_secs(7 * 86_400);
 /// Local time is at most 14 hours from UTC.
@@ -74,14 +75,19 @@ fn real(i: usize, group: &Group, scenario: &Scenario, source: &mut Source) {
     if group.driver != Driver::Agent {
         return;
     }
-    let given = [
-        ("window", group.window.is_some()),
-        ("download_window", group.download_window.is_some()),
-        ("install_window", group.install_window.is_some()),
-    ];
-    for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-        let help = Some("leave it out, or take driver = \"simulated\"".to_owned());
-        source.error(&at(i, key), format!("only simulated devices have `{key}`, not real agents"), help);
+    let steps = [("download_window", &group.download_window), ("install_window", &group.install_window)];
+    let steps = steps
+        .into_iter()
+        .filter_map(|(key, window)| window.as_ref().map(|window| (key, window.lasts, window.grace)));
+    let both = group.window.map(|window| ("window", window.lasts, Span::ZERO));
+    for (key, lasts, grace) in steps.chain(both) {
+        let whole = |span: Span| span.as_micros().is_multiple_of(MINUTE.as_micros());
+        if !whole(lasts) || !whole(grace) || lasts > DAY {
+            let help = Some("make it so, or take driver = \"simulated\"".to_owned());
+            let why =
+                "windows of real agents, and their grace, are in whole minutes, and no longer than a day";
+            source.error(&at(i, key), why.to_owned(), help);
+        }
     }
     if group.busy != Percent::ZERO && group.busy != Percent::FULL {
         let help = Some("make it 0% or 100%, in a group of their own for those who are busy".to_owned());

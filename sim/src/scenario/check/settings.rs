@@ -1,6 +1,6 @@
 //! The agents' policy, the hub, the services, and the limits of the run.
 
-use super::super::model::{Backoff, Cycle, Scenario, Tier};
+use super::super::model::{Agent, Backoff, Cycle, Driver, Scenario, Tier};
 use super::super::quantity::Span;
 use super::super::read::{Path, Source};
 
@@ -69,6 +69,31 @@ fn agent(scenario: &Scenario, source: &mut Source) {
     if agent.checkpoint.bytes() == 0 {
         let help = Some("for no checkpoint but the end, give a size above the release's".to_owned());
         source.error(&Path::of("agent.checkpoint"), "a checkpoint every 0 bytes is not possible", help);
+    }
+    if scenario.fleet.groups.iter().any(|group| group.driver == Driver::Agent) {
+        real_agents(agent, source);
+    }
+}
+
+/// What is said of all agents, and real ones have no setting for.
+fn real_agents(agent: &Agent, source: &mut Source) {
+    let usual = Agent::default();
+    for (key, said) in [
+        ("request_timeout", agent.request_timeout != usual.request_timeout),
+        ("grant_timeout", agent.grant_timeout != usual.grant_timeout),
+        ("backoff.max", agent.backoff.max != usual.backoff.max),
+        ("reconnect.max", agent.reconnect.max != usual.reconnect.max),
+        ("attempts", agent.attempts != usual.attempts),
+        ("verify_attempts", agent.verify_attempts != usual.verify_attempts),
+        ("boot_attempts", agent.boot_attempts != usual.boot_attempts),
+        ("start_attempts", agent.start_attempts != usual.start_attempts),
+        ("probation_needs_hub", agent.probation_needs_hub != usual.probation_needs_hub),
+        ("checkpoint", agent.checkpoint != usual.checkpoint),
+    ] {
+        if said {
+            let why = format!("real agents have a `{key}` of their own: this is for simulated devices");
+            source.warn(&Path::of(&format!("agent.{key}")), why, None);
+        }
     }
 }
 

@@ -154,6 +154,22 @@ fn fleets_that_cannot_be() {
 }
 
 #[test]
+fn what_real_agents_do_not_have() {
+    let group =
+        |text: &str| format!("[[fleet.group]]\nname = \"a\"\ndriver = \"agent\"\n{text}\n[[release]]");
+    insta::assert_snapshot!(said(&[
+        ("[[release]]", &group("busy = \"10%\"")),
+        ("[[release]]", &group("install_window = { opens = \"02:00\", lasts = \"90s\" }")),
+        (
+            "[[release]]",
+            &group(
+                "[[step]]\nfault.link_down = { group = \"a\", lasts = \"1m\" }\n[[step]]\nfault.power_cut = { group = \"a\" }"
+            )
+        ),
+    ]));
+}
+
+#[test]
 fn settings_that_cannot_be() {
     let section = |text: &str| format!("{text}\n[[release]]");
     insta::assert_snapshot!(said(&[
