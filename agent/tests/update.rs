@@ -175,3 +175,27 @@ fn an_update_above_a_cap_is_refused_without_a_byte_and_status_tells_what_others_
     assert_eq!(reports.last().map(String::as_str), Some("fw-2 failed over_update_cap"));
     assert_eq!(world.blobs.control().counters().bytes, SIZE, "the first update's alone");
 }
+
+#[test]
+fn a_cap_of_a_window_holds_over_restarts_and_ends_with_its_window() {
+    let world = World::new(None, &[]);
+    let good = fs::read_to_string(world.config()).expect("a configuration");
+    let limit = |window: &str| {
+        let text = format!("{good}[ledger]\nper_window = '600 kB'\nwindow = '{window}'\n");
+        fs::write(world.config(), text).expect("written");
+    };
+    limit("3650 days");
+    world.release("fw-2", 2, &content(2), content(2));
+    assert!(world.run_once().success(), "{}", world.log());
+    // Another process, another update.
+    world.release("fw-3", 3, &content(3), content(3));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let reports = world.reports_until(|report| report["state"] == "failed");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-2 failed over_window_cap"));
+    assert_eq!(world.blobs.control().counters().bytes, SIZE, "the first update's alone");
+    // By now it is another second.
+    limit("1 s");
+    world.release("fw-4", 4, &content(4), content(4));
+    assert!(world.run_once().success(), "{}", world.log());
+    world.reports_until(runs("fw-4"));
+}
