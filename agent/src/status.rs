@@ -10,6 +10,7 @@ use crate::config::{Config, TargetConfig};
 use crate::fetch::{self, LedgerRead};
 use crate::install::Standing;
 use crate::journal::{DAMAGED, Replay};
+use crate::local::Wish;
 use crate::unit;
 use crate::units::Bytes;
 
@@ -38,6 +39,9 @@ pub fn status(config: &Config) -> Result<String, StateError> {
             }
             Some(found) => found.describe(costs.as_ref(), &mut line),
         }
+        if let Some(wish) = Wish::read(&target.target.dir(&config.state)) {
+            line("asked here", &wish.source.to_string_lossy());
+        }
     }
     if let Some(costs) = costs {
         line("downloads", &costs.to_string());
@@ -57,6 +61,9 @@ pub fn status_json(config: &Config) -> Result<Value, StateError> {
         let mut told = found.map_or(Value::Null, |found| found.told(costs.as_ref()));
         if let Some(problem) = unit::kept_problem(&target.target.dir(&config.state)) {
             told["problem"] = problem;
+        }
+        if let Some(wish) = Wish::read(&target.target.dir(&config.state)) {
+            told["asked_here"] = wish.source.to_string_lossy().into();
         }
         targets.insert(target.target.to_string(), told);
     }

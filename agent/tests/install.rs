@@ -335,6 +335,8 @@ fn windows_and_caps_do_not_keep_off_whoever_says_now_but_locks_do() {
     waits.kill().expect("it waits");
     waits.wait().expect("a child of ours");
 
+    let asked = world.status();
+    assert!(asked.contains("asked here ") && asked.contains("stick-fw-2/payload"), "{asked}");
     must(&install(&world, &["--cancel"], &dir), 0, "firmware: fw-2 was given up: aborted; fw-1 runs");
     must(&install(&world, &["--cancel"], &dir), 1, "nothing of this release was asked for here");
 

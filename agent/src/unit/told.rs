@@ -53,7 +53,7 @@ impl Unit {
             let release = &self.releases[release];
             json!({"id": &*release.id, "seq": release.sequence, "code": code.name()})
         });
-        json!({
+        let mut status = json!({
             "state": agent.state().name(),
             "online": agent.is_online(),
             "running": self.running.map(name),
@@ -61,7 +61,11 @@ impl Unit {
             "updating": updating,
             "last": last,
             "problem": problem,
-        })
+        });
+        if let Some(source) = self.source() {
+            status["asked_here"] = source.to_string_lossy().into();
+        }
+        status
     }
 
     /// For a message: how an update ended, and what it took.
