@@ -237,7 +237,7 @@ impl<'a> Device<'a> {
             self.turn();
             let on_trial = |unit: &Unit| unit.target == Target::firmware() && unit.on_trial();
             guard.attend(self.units.iter().any(on_trial)).await;
-            self.host.show(&self.units);
+            self.host.show(&self.units, self.connected);
             self.host.give_way().await;
             if std::mem::take(&mut self.reboot) {
                 match self.go_down(stop.as_mut(), guard).await {

@@ -109,9 +109,11 @@ impl Host {
     }
 
     /// Tells the service manager what the units do.
-    pub(super) fn show(&mut self, units: &[Unit]) {
+    pub(super) fn show(&mut self, units: &[Unit], connected: bool) {
         if self.supervisor.listens() {
-            let doing = units.iter().filter_map(Unit::doing).collect::<Vec<_>>().join(", ");
+            let lost = (!connected).then(|| "not connected".to_owned());
+            let doing =
+                lost.into_iter().chain(units.iter().filter_map(Unit::doing)).collect::<Vec<_>>().join(", ");
             self.supervisor.status(if doing.is_empty() { "up to date" } else { &doing });
         }
     }

@@ -215,7 +215,7 @@ impl Tree<'_> {
                 Ok(there) if there.is_dir() => {}
                 Ok(_) => return Err(unsafe_entry(name, "goes through something that is no directory")),
                 Err(_) => {
-                    DirBuilder::new().mode(0o755).create(&path).map_err(failed("making", &path))?;
+                    make_dir(&path).map_err(failed("making", &path))?;
                     self.own(|user, group| lchown(&path, user, group), &path)?;
                 }
             }
@@ -358,8 +358,10 @@ impl Tree<'_> {
     }
 }
 
+/// A directory that others can go through, whatever the umask is: what runs is not run by the agent's user.
 fn make_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o755).create(path)
+    DirBuilder::new().mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
 fn link_name<R: Read>(name: &Path, entry: &Entry<'_, R>) -> Result<PathBuf, InstallError> {

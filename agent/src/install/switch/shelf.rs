@@ -10,7 +10,7 @@
 //! A release gets its name by a rename, when all of it is durable. A link changes by a rename, too. Whatever else lies
 //! in `DIR` is somebody else's and stays as it is.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,18 @@ impl Shelf {
 
     /// Makes the place for releases.
     pub(super) fn furnish(&self) -> io::Result<()> {
-        fs::create_dir_all(self.releases())?;
+        let releases = self.releases();
+        if !releases.is_dir() {
+            fs::create_dir_all(&self.dir)?;
+            // Under a name of its own until it has its mode.
+            let made = self.dir.join(SCRAP);
+            if !made.is_dir() {
+                fs::create_dir(&made)?;
+            }
+            // The agent's umask lets nobody in, but a component is mostly run by another user.
+            fs::set_permissions(&made, Permissions::from_mode(0o755))?;
+            fs::rename(&made, &releases)?;
+        }
         files::sync_dir(&self.dir)
     }
 
@@ -220,7 +231,7 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
 }
 
 fn permit(path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

@@ -29,12 +29,19 @@ pub(super) fn add(id: &str, tags: Option<&str>, place: &Place) -> Result<String,
     let key = created["authentication"]["symmetricKey"]["primaryKey"].as_str();
     let key = key.ok_or_else(|| HubError::Answer("the hub told no key of the device".to_owned()))?;
     let name = &running.hub_name;
-    // Another hub's name leads to that hub; the SDKs go where the gateway is, and say the name.
-    let gateway = match name == "localhost" || name.parse::<IpAddr>().is_ok() {
-        true => "",
-        false => ";GatewayHostName=localhost",
-    };
+    let gateway = gateway(name, running.address);
     Ok(format!("HostName={name};DeviceId={id};SharedAccessKey={key}{gateway}"))
+}
+
+/// A name of the cloud leads to a hub there, and one that was made up for this machine may lead nowhere; the SDKs go where
+/// the gateway is, and say the name. A hub that other machines reach is called by its name, by all of them.
+fn gateway(name: &str, address: IpAddr) -> &'static str {
+    let elsewhere = !address.is_loopback() && !name.ends_with(".azure-devices.net");
+    if elsewhere || name == "localhost" || name.parse::<IpAddr>().is_ok() {
+        ""
+    } else {
+        ";GatewayHostName=localhost"
+    }
 }
 
 /// A device's twin.
@@ -76,4 +83,25 @@ fn configuration(arguments: &Configure) -> Result<Value, HubError> {
 pub(super) fn unconfigure(id: &str, place: &Place) -> Result<(), HubError> {
     let path = format!("/configurations/{}", bag::encode(id));
     Running::find(place)?.ask(Method::DELETE, &path, None).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::gateway;
+
+    #[test]
+    fn a_hub_for_other_machines_is_called_by_its_name_and_any_other_by_this_machines() {
+        let [here, all] = [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED].map(IpAddr::from);
+        for (name, address, expected) in [
+            ("hub.example", all, ""),
+            ("hub.example", here, ";GatewayHostName=localhost"),
+            ("contoso.azure-devices.net", all, ";GatewayHostName=localhost"),
+            ("localhost", here, ""),
+            ("192.0.2.1", all, ""),
+        ] {
+            assert_eq!(gateway(name, address), expected, "{name} at {address}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ pub(super) struct Running {
     pub(super) hub_name: String,
     service_connection_string: String,
     ca: PathBuf,
-    address: IpAddr,
+    pub(super) address: IpAddr,
     https_port: u16,
 }
 
