@@ -418,7 +418,7 @@ fn round(yard: &Yard, story: &Story, name: &str, deaths: &[usize]) -> Option<Str
     let before = device.served();
     // What was asked for with a stick goes on by itself when the agent starts, once that is durable. In the other rounds
     // somebody asks again.
-    let goes_on = story.stick && deaths[0] % 2 == 0 && device.firmware().join("local.json").exists();
+    let goes_on = story.stick && deaths[0].is_multiple_of(2) && device.firmware().join("local.json").exists();
     let asked = if goes_on { None } else { Some(device.live(None)) };
     let mut status = asked.unwrap_or_default();
     if story.stick && status.success() {

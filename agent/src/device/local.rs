@@ -187,7 +187,8 @@ impl Unit {
             State::Verifying => "compares it with what was signed".to_owned(),
             State::Staging => "installs it".to_owned(),
             State::Deferred => {
-                "waits for a lock, or for the window of installations (--now waits for none)".to_owned()
+                "waits for a lock, or for the window of installations (which --now does not wait for)"
+                    .to_owned()
             }
             State::Rebooting => "starts it".to_owned(),
             State::Probation => "runs it on trial".to_owned(),
