@@ -38,8 +38,8 @@ mod deadly {
     static PASSED: AtomicU64 = AtomicU64::new(0);
     static TORN: AtomicBool = AtomicBool::new(false);
 
-    /// Passes a point: the process kills itself if this is the one that `FLEETWAVE_CRASH_AT` counts to (from 1), and
-    /// writes the name of each to the end of the file `FLEETWAVE_CRASH_LOG`.
+    /// Passes a point: the process kills itself if this is the one that `FLEETWAVE_CRASH_AT` counts to (from 1), or one
+    /// of the name `FLEETWAVE_CRASH_ON`, and writes the name of each to the end of the file `FLEETWAVE_CRASH_LOG`.
     pub(crate) fn point(name: &'static str) {
         if reached(name) || TORN.load(Ordering::Relaxed) {
             // Nothing of this process may run on, and SIGKILL to oneself is delivered before the call returns.
@@ -73,6 +73,7 @@ mod deadly {
             }
         }
         std::env::var("FLEETWAVE_CRASH_AT").ok().and_then(|text| text.parse().ok()) == Some(number)
+            || std::env::var("FLEETWAVE_CRASH_ON").is_ok_and(|always| always == name)
     }
 }
 

@@ -7,6 +7,7 @@
 mod effects;
 mod local;
 mod told;
+mod trial;
 mod trouble;
 
 use std::collections::VecDeque;
@@ -235,6 +236,18 @@ impl Unit {
             partial,
             "begins"
         );
+        let boot = durable.pending.and_then(|pending| match pending.phase {
+            Phase::Staged { boots } if running != committed => Some(boots),
+            _ => None,
+        });
+        let lasts = match boot {
+            Some(boot) => trial::lasts(&self.dir, &self.releases[running], boot),
+            None => {
+                trial::ends(&self.dir);
+                Duration::ZERO
+            }
+        };
+        self.policy.probation_timeout = self.base.probation_timeout.saturating_sub(lasts);
         let agent = Agent::new(rng::mix(self.seed ^ u64::from(self.life)), committed);
         self.running = Some(running);
         self.last = durable.last;

@@ -12,6 +12,7 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use fleetwave_hub::blob::Content;
 use loader::Machine;
@@ -390,4 +391,37 @@ fn firmware_from_a_stick_has_to_reach_the_hub_if_what_ran_before_did() {
     let reports = bench.reports_until(runs("fw-2"));
     assert_eq!(reports.last().map(String::as_str), Some("fw-2 idle ok"));
     assert_eq!(bench.boots, ["a", "b", "a", "b"]);
+}
+
+#[test]
+fn an_agent_that_ends_again_and_again_on_trial_does_not_begin_the_trial_anew() {
+    if !have("grub-editenv") {
+        return;
+    }
+    let more = "probation = { checks = [[\"sleep\", \"1000\"]], deadline_seconds = 1000 }";
+    let mut bench = Bench::new(None, grub, more);
+    let text = fs::read_to_string(bench.world.config()).expect("text");
+    let text = text.replace("[limits]\n", "[limits]\nprobation_seconds = 5\n");
+    fs::write(bench.world.config(), text).expect("written");
+    bench.world.release("fw-2", 2, &content(2), content(2));
+    bench.power_on();
+    eventually("it boots the other slot", || bench.goes_down());
+    bench.power_on();
+    let trials =
+        |bench: &Bench| bench.world.log().matches("entered target=firmware state=\"probation\"").count();
+    let (mut seen, mut last) = (0, Instant::now());
+    eventually("the trial ends", || {
+        // Not in the very moment in which it starts a program, which would then hold its lock.
+        if trials(&bench) > seen && last.elapsed() > Duration::from_secs(1) {
+            // The agent alone: the machine goes on.
+            (seen, last) = (trials(&bench), Instant::now());
+            bench.agent.take().expect("it runs").kill();
+            bench.agent = Some(bench.world.start());
+        }
+        bench.goes_down()
+    });
+    assert!(seen > 1, "it was started again in the trial");
+    let reports = bench.reports_until(|report| report["state"] == "failed");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-1 failed probation_timeout"));
+    assert_eq!(bench.boots, ["a", "b", "a"]);
 }
