@@ -61,6 +61,10 @@ impl Counts {
         known.cloned().unwrap_or_default()
     }
 
+    fn known(&mut self, release: &str) -> Option<&mut Spent> {
+        self.updates.iter_mut().find(|update| update.release == release)
+    }
+
     fn update(&mut self, release: &str) -> &mut Spent {
         let known = self.updates.iter().position(|update| update.release == release);
         let update = match known {
@@ -174,6 +178,10 @@ impl Ledger {
         counts.requests += u64::from(requests);
         counts.total_bytes += bytes;
         counts.total_requests += u64::from(requests);
+        // What still comes over the connections of an update that has ended is not its beginning.
+        if tries == 0 && counts.known(release).is_none() {
+            return inner.store(counts, self.limits.caps().is_some());
+        }
         let update = counts.update(release);
         update.bytes += bytes;
         update.requests = update.requests.saturating_add(requests);
@@ -190,8 +198,9 @@ impl Ledger {
         let mut counts = inner.counts.clone();
         counts.bytes = counts.bytes.saturating_sub(bytes);
         counts.total_bytes = counts.total_bytes.saturating_sub(bytes);
-        let update = counts.update(release);
-        update.bytes = update.bytes.saturating_sub(bytes);
+        if let Some(update) = counts.known(release) {
+            update.bytes = update.bytes.saturating_sub(bytes);
+        }
         inner.store(counts, self.limits.caps().is_some())
     }
 }

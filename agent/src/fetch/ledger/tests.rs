@@ -91,6 +91,9 @@ fn an_update_that_has_ended_is_forgotten_for_good_so_that_the_same_release_may_c
     update.reserve(0, 900, 1, DAY).expect("within the limit");
     update.settle(900, DAY);
     assert_eq!(first.forget("a").bytes, 900);
+    // What its server had sent before it heard that nobody waits any more.
+    update.settle(950, DAY);
+    assert_eq!((first.spent_on("a"), first.counts(DAY).bytes), (0, 950));
     let after = ledger(dir.path(), Some(1000), None);
     account(&after, "a").reserve(0, 900, 1, DAY).expect("it is another update");
     assert!(after.counts(DAY).bytes >= 900 + 900, "the window remembers both");
