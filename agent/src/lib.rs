@@ -148,14 +148,7 @@ pub enum Ended {
 pub fn run(config: &Config, once: bool, recent: Option<Recent>) -> Result<Ended, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let stop = async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        };
+        let stop = told_to_end()?;
         let access = access(config, &TlsPool::default())?;
         let mut host = Host::of_this_process(recent);
         let _page = serve_metrics(config, &host).await;
@@ -170,6 +163,17 @@ pub fn run(config: &Config, once: bool, recent: Option<Recent>) -> Result<Ended,
 pub fn install(config: &Config, path: &std::path::Path, how: How) -> (u8, String) {
     let verdict = local::install(config, path, how);
     (verdict.exit, verdict.text)
+}
+
+/// Until SIGINT or SIGTERM.
+pub(crate) fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 pub(crate) fn access(config: &Config, pool: &TlsPool) -> Result<Arc<Access>, RunError> {

@@ -4,18 +4,11 @@ mod support;
 
 use std::fs;
 
-use fleetwave_hub::blob::Content;
 use serde_json::json;
-use support::{World, eventually, runs};
-
-const SIZE: u64 = 400_000;
+use support::{World, content, eventually, runs};
 
 /// A check that comes to no end, but ends with its agent: one that is killed takes nothing with it.
 const UNDECIDED: [&str; 3] = ["sh", "-c", "while kill -0 $PPID; do sleep 0.1; done"];
-
-fn content(seed: u64) -> Content {
-    Content::Generated { seed, size: SIZE }
-}
 
 /// Waits until the machine of the firmware is in a state.
 fn until(world: &World, state: &str) {

@@ -14,25 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fleetwave_hub::blob::Content;
 use loader::Machine;
 use real::{have, have_loop_devices};
 use serde_json::Value;
-use support::{Process, World, eventually, runs};
-
-const SIZE: u64 = 400_000;
-
-fn content(seed: u64) -> Content {
-    Content::Generated { seed, size: SIZE }
-}
-
-fn bytes(content: &Content) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while (bytes.len() as u64) < content.size() {
-        bytes.extend_from_slice(&content.read(bytes.len() as u64, u64::MAX));
-    }
-    bytes
-}
+use support::{Process, SIZE, World, bytes, content, eventually, runs};
 
 /// A device on the bench.
 struct Bench {

@@ -5,16 +5,9 @@ mod support;
 use std::time::Duration;
 
 use fleetwave_hub::HubServerBuilder;
-use fleetwave_hub::blob::Content;
 use rumqttc::{Client, Connection, Event, MqttOptions, Packet, QoS};
 use serde_json::{Value, json};
-use support::{DEVICE, PATIENCE, World, agent, runs};
-
-const SIZE: u64 = 400_000;
-
-fn content(seed: u64) -> Content {
-    Content::Generated { seed, size: SIZE }
-}
+use support::{DEVICE, PATIENCE, SIZE, World, agent, content, runs};
 
 fn with_bus(hub: HubServerBuilder) -> HubServerBuilder {
     hub.bus(([127, 0, 0, 1], 0).into())

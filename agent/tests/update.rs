@@ -7,21 +7,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use fleetwave_hub::blob::{Content, Fault, FaultKind};
 use serde_json::json;
-use support::{World, eventually, runs};
-
-const SIZE: u64 = 400_000;
-
-fn content(seed: u64) -> Content {
-    Content::Generated { seed, size: SIZE }
-}
-
-fn bytes(content: &Content) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while (bytes.len() as u64) < content.size() {
-        bytes.extend_from_slice(&content.read(bytes.len() as u64, u64::MAX));
-    }
-    bytes
-}
+use support::{SIZE, World, bytes, content, eventually, runs};
 
 #[test]
 fn a_configuration_brings_the_device_to_the_new_release_and_the_next_one_into_the_other_slot() {

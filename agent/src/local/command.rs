@@ -10,14 +10,13 @@ use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::desk::{self, Verdict};
 use super::{Desk, How, Stick, exit};
 use crate::config::Config;
 use crate::device::{self, Host};
 use crate::link::TlsPool;
-use crate::{RunError, StateError, access};
+use crate::{RunError, StateError, access, told_to_end};
 
 /// Installs the release at `path`, and tells how it goes on standard output.
 pub(crate) fn install(config: &Config, path: &Path, how: How) -> Verdict {
@@ -71,14 +70,7 @@ fn stranger(state: &Path) -> Option<Verdict> {
 fn update(config: &Config, stick: Stick, how: How, lock: File) -> Result<Verdict, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let stop = async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        };
+        let stop = told_to_end()?;
         let access = access(config, &TlsPool::default())?;
         let mut desk = Desk::alone(stick, how);
         device::live_locked(config, access, false, &mut Host::default(), &mut desk, stop, Some(lock)).await;

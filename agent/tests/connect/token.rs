@@ -112,6 +112,15 @@ fn have_token() -> bool {
     have("softhsm2-util") && have("pkcs11-tool")
 }
 
+/// The file of a certificate for this key, by whose thumbprint the hub knows the device.
+fn certified(world: &World, key: &InToken<'_>) -> PathBuf {
+    let certificate = params("dev-x").self_signed(key).expect("a certificate");
+    register(&world.hub.control(), "dev-x", by_thumbprint(certificate.der()));
+    let file = world.dir.path().join("device.pem");
+    fs::write(&file, certificate.pem()).expect("written");
+    file
+}
+
 fn a_key_pair_in_the_token_connects(kind: &str) {
     if !have_token() {
         return;
@@ -119,10 +128,7 @@ fn a_key_pair_in_the_token_connects(kind: &str) {
     let world = World::new(None, &[]);
     let token = Token::new(&world);
     let key = token.key_pair("hub", kind);
-    let certificate = params("dev-x").self_signed(&key).expect("a certificate");
-    register(&world.hub.control(), "dev-x", by_thumbprint(certificate.der()));
-    let file = world.dir.path().join("device.pem");
-    fs::write(&file, certificate.pem()).expect("written");
+    let file = certified(&world, &key);
     world.configure(&[], &sections(&world, "dev-x", &file, &token.uri("hub")));
     let _agent = world.start_with(&[("SOFTHSM2_CONF", &token.conf())]);
     world.reports_until(runs("fw-1"));
@@ -168,9 +174,7 @@ fn a_key_that_is_not_in_the_token_is_told_of_without_the_pin() {
     let world = World::new(None, &[]);
     let token = Token::new(&world);
     let key = token.key_pair("hub", "EC:prime256v1");
-    let certificate = params("dev-x").self_signed(&key).expect("a certificate");
-    let file = world.dir.path().join("device.pem");
-    fs::write(&file, certificate.pem()).expect("written");
+    let file = certified(&world, &key);
     world.configure(&[], &sections(&world, "dev-x", &file, &token.uri("other")));
     let _agent = world.start_with(&[("SOFTHSM2_CONF", &token.conf())]);
     super::eventually("the log says so", || world.log().contains("0 keys in the token are object \"other\""));
@@ -185,10 +189,7 @@ fn a_pin_that_the_token_refuses_is_shown_to_it_once_and_the_right_one_is_taken_w
     let world = World::new(None, &[]);
     let token = Token::new(&world);
     let key = token.key_pair("hub", "EC:prime256v1");
-    let certificate = params("dev-x").self_signed(&key).expect("a certificate");
-    register(&world.hub.control(), "dev-x", by_thumbprint(certificate.der()));
-    let file = world.dir.path().join("device.pem");
-    fs::write(&file, certificate.pem()).expect("written");
+    let file = certified(&world, &key);
     fs::write(token.dir.join("pin"), "1234").expect("written");
     world.configure(&[], &sections(&world, "dev-x", &file, &token.uri("hub")));
     let _agent = world.start_with(&[("SOFTHSM2_CONF", &token.conf())]);

@@ -33,6 +33,23 @@ pub(crate) fn program() -> Command {
     command
 }
 
+/// The size of a payload, where a test does not care.
+pub(crate) const SIZE: u64 = 400_000;
+
+/// A payload; another one for each seed.
+pub(crate) fn content(seed: u64) -> Content {
+    Content::Generated { seed, size: SIZE }
+}
+
+/// Its bytes.
+pub(crate) fn bytes(content: &Content) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < content.size() {
+        bytes.extend_from_slice(&content.read(bytes.len() as u64, u64::MAX));
+    }
+    bytes
+}
+
 pub(crate) const DEVICE: &str = "dev-1";
 const INSTALLED: &str = "installed = { id = \"fw-1\", seq = 1 }\n";
 /// Long enough for a loaded machine; nothing waits so long unless it fails.

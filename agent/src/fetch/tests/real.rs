@@ -1,10 +1,12 @@
 //! Against servers that nobody here wrote.
 
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
-use fleetwave_agent_core::{Event, FetchError};
+use fleetwave_agent_core::{Event, FetchError, Release};
 
+use super::super::Fetcher;
 use super::kit::{Device, Nginx, bytes, failure, free, have, release, until};
 
 const SIZE: usize = 1_500_000;
@@ -42,6 +44,23 @@ async fn a_server_whose_certificate_nobody_here_trusts_gets_no_request() {
     assert!(nginx.requests().is_empty(), "{:?}", nginx.requests());
 }
 
+/// A download whose server dies when more than half of it has come.
+async fn dies_in_the_middle(
+    device: &Device,
+    fetcher: &Rc<Fetcher>,
+    nginx: &mut Nginx,
+    release: &Release,
+) -> Event {
+    let link = nginx.link("payload");
+    let (event, ()) = tokio::join!(device.fetch(fetcher, &link, release), async {
+        while device.payload.position() < 400_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        nginx.kill();
+    });
+    event
+}
+
 #[tokio::test]
 async fn a_server_that_dies_in_the_middle_costs_only_what_is_missing_even_if_the_agent_dies_too() {
     if !have("nginx") {
@@ -52,14 +71,7 @@ async fn a_server_that_dies_in_the_middle_costs_only_what_is_missing_even_if_the
     nginx.put(&payload);
     let (fetcher, release) = (device.fetcher(&nginx.ca(), ""), release(&payload));
     let link = nginx.link("payload");
-    let watched = device.payload.clone();
-    let (event, ()) = tokio::join!(device.fetch(&fetcher, &link, &release), async {
-        while watched.position() < 400_000 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        nginx.kill();
-    });
-    let (error, durable) = failure(event);
+    let (error, durable) = failure(dies_in_the_middle(&device, &fetcher, &mut nginx, &release).await);
     assert_eq!(error, FetchError::Interrupted);
     assert!((400_000..SIZE as u64).contains(&durable), "{durable}");
 
@@ -86,14 +98,7 @@ async fn a_payload_that_changed_between_two_tries_begins_again() {
     // The release is the new one from the start: its old bytes are a mistake of the server's operator.
     let (fetcher, release) = (device.fetcher(&nginx.ca(), ""), release(&new));
     let link = nginx.link("payload");
-    let watched = device.payload.clone();
-    let (event, ()) = tokio::join!(device.fetch(&fetcher, &link, &release), async {
-        while watched.position() < 400_000 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        nginx.kill();
-    });
-    assert!(failure(event).1 > 0);
+    assert!(failure(dies_in_the_middle(&device, &fetcher, &mut nginx, &release).await).1 > 0);
     // Another time of change, and with it another entity tag.
     std::thread::sleep(Duration::from_millis(1100));
     nginx.put(&new);

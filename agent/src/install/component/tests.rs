@@ -34,13 +34,27 @@ fn log(bench: &Bench) -> Vec<String> {
     log.lines().map(str::to_owned).collect()
 }
 
-/// Installs a release for good.
-async fn install(installer: &Rc<dyn Installer>, bench: &Bench, id: &str, seq: u64) {
+/// Has a release run on trial: what runs then, and what is committed.
+async fn try_out(installer: &Rc<dyn Installer>, bench: &Bench, id: &str, seq: u64) -> (String, String) {
     let release = bench.release(id, seq, &payload(id));
     stage(installer, &release, &payload(id)).await.expect("staged");
-    activate(installer).await;
+    activate(installer).await
+}
+
+/// Installs a release for good.
+async fn install(installer: &Rc<dyn Installer>, bench: &Bench, id: &str, seq: u64) {
+    try_out(installer, bench, id, seq).await;
     Rc::clone(installer).healthy().await.expect("healthy");
     Rc::clone(installer).commit().await.expect("committed");
+}
+
+/// A device with `app-1`.
+async fn with_one() -> (Bench, Rc<dyn Installer>) {
+    let bench = bench();
+    let installer = component(&bench, "");
+    stands(&installer).await;
+    install(&installer, &bench, "app-1", 1).await;
+    (bench, installer)
 }
 
 fn version(bench: &Bench, link: &str) -> String {
@@ -109,9 +123,7 @@ async fn one_that_is_not_healthy_is_left_for_the_one_before() {
     let installer = component(&bench, check);
     stands(&installer).await;
     install(&installer, &bench, "good-1", 1).await;
-    let release = bench.release("bad-2", 2, &payload("bad-2"));
-    stage(&installer, &release, &payload("bad-2")).await.expect("staged");
-    assert_eq!(activate(&installer).await, ("bad-2".into(), "good-1".into()));
+    assert_eq!(try_out(&installer, &bench, "bad-2", 2).await, ("bad-2".into(), "good-1".into()));
     let error = Rc::clone(&installer).healthy().await.expect_err("unhealthy");
     assert!(matches!(&error, InstallError::Unhealthy(why) if why.contains("sh failed")), "{error}");
     Rc::clone(&installer).go_back().await.expect("back");
@@ -123,13 +135,8 @@ async fn one_that_is_not_healthy_is_left_for_the_one_before() {
 
 #[tokio::test]
 async fn a_trial_that_its_agent_does_not_outlive_is_taken_back_once() {
-    let bench = bench();
-    let installer = component(&bench, "");
-    stands(&installer).await;
-    install(&installer, &bench, "app-1", 1).await;
-    let release = bench.release("app-2", 2, &payload("app-2"));
-    stage(&installer, &release, &payload("app-2")).await.expect("staged");
-    activate(&installer).await;
+    let (bench, installer) = with_one().await;
+    try_out(&installer, &bench, "app-2", 2).await;
 
     let installer = component(&bench, "");
     assert_eq!(stands(&installer).await, ("app-1".into(), "app-1".into()));
@@ -143,13 +150,8 @@ async fn a_trial_that_its_agent_does_not_outlive_is_taken_back_once() {
 
 #[tokio::test]
 async fn a_power_cut_after_the_links_went_back_still_starts_what_was_committed() {
-    let bench = bench();
-    let installer = component(&bench, "");
-    stands(&installer).await;
-    install(&installer, &bench, "app-1", 1).await;
-    let release = bench.release("app-2", 2, &payload("app-2"));
-    stage(&installer, &release, &payload("app-2")).await.expect("staged");
-    activate(&installer).await;
+    let (bench, installer) = with_one().await;
+    try_out(&installer, &bench, "app-2", 2).await;
     // As it is between the link and the start.
     fs::remove_file(bench.path("app/current")).expect("removed");
     symlink("releases/app-1-1", bench.path("app/current")).expect("linked");
@@ -202,10 +204,7 @@ async fn what_an_operator_linked_to_counts_as_installed_and_is_gone_back_to() {
 
 #[tokio::test]
 async fn a_committed_release_that_somebody_removed_counts_as_none_and_can_be_installed_again() {
-    let bench = bench();
-    let installer = component(&bench, "");
-    stands(&installer).await;
-    install(&installer, &bench, "app-1", 1).await;
+    let (bench, _) = with_one().await;
     fs::remove_dir_all(bench.path("app/releases/app-1-1")).expect("removed");
     let installer = component(&bench, "");
     assert_eq!(stands(&installer).await, ("none".into(), "none".into()));
@@ -258,10 +257,7 @@ async fn staging_that_is_cut_short_is_begun_again_and_swept() {
 
 #[tokio::test]
 async fn a_release_that_runs_is_not_overwritten() {
-    let bench = bench();
-    let installer = component(&bench, "");
-    stands(&installer).await;
-    install(&installer, &bench, "app-1", 1).await;
+    let (bench, installer) = with_one().await;
     let release = bench.release("app-1", 1, &payload("another"));
     let error = stage(&installer, &release, &payload("another")).await.expect_err("it runs");
     assert_eq!(error.to_string(), "app-1-1 runs already");
@@ -314,9 +310,7 @@ async fn hooks_run_around_the_steps() {
     );
     stands(&hooked(&bench, "")).await;
     assert_eq!(log(&bench).len(), 5, "nothing is told twice");
-    let release = bench.release("app-2", 2, &payload("app-2"));
-    stage(&installer, &release, &payload("app-2")).await.expect("staged");
-    activate(&installer).await;
+    try_out(&installer, &bench, "app-2", 2).await;
     Rc::clone(&installer).go_back().await.expect("back");
     assert_eq!(log(&bench)[8..], ["activate app-2", "rollback app-1", "after_rollback app-2 hook"]);
 }
