@@ -185,3 +185,29 @@ fn a_cap_of_a_window_holds_over_restarts_and_ends_with_its_window() {
     assert!(world.run_once().success(), "{}", world.log());
     world.reports_until(runs("fw-4"));
 }
+
+#[test]
+fn records_that_a_bad_medium_has_damaged_are_told_and_updates_go_on() {
+    let world = World::new(Some(400_000), &[]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert!(world.run_once().success(), "{}", world.log());
+    let mut damaged = world.journal();
+    damaged[40] ^= 1;
+    fs::write(world.firmware().join("journal"), &damaged).expect("written");
+    assert!(world.status().contains("records that had been durable were lost"), "{}", world.status());
+    let agent = world.start();
+    world.reports_until(|report| report["problem"]["code"] == "journal_damaged");
+    // What runs is known all the same, and is not installed again.
+    assert_eq!(world.blobs.control().counters().bytes, SIZE);
+    world.release("fw-3", 3, &content(3), content(3));
+    let kept = world.firmware().join("journal.damaged");
+    eventually("the next update is written down", || kept.exists());
+    assert_eq!(fs::read(&kept).ok(), Some(damaged));
+    let mut mended = false;
+    world.reports_until(|report| {
+        mended |= report.get("problem").is_some_and(serde_json::Value::is_null);
+        mended && report["running"]["id"] == "fw-3"
+    });
+    assert!(!kept.exists(), "an update has ended well");
+    assert!(agent.terminate().success());
+}

@@ -11,6 +11,9 @@
 //! what an update was going to cost when that became known, if the policy has it reported; it stays when that update
 //! has ended.
 //!
+//! A driver may add to a section what keeps the target from its work: `problem`, and the state `broken` for a target of
+//! which it is not known what runs. Who reads a section of that state knows nothing of what it said before.
+//!
 //! What a driver with several targets needs are [`read_section`], [`patch_section`], [`read_section_status`] and
 //! [`write_section`]; the other functions are these for the firmware of a device that has nothing else.
 
