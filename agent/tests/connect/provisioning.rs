@@ -1,6 +1,7 @@
 //! Devices that a provisioning service puts where they belong.
 
 use std::fs;
+use std::process::Command;
 
 use fleetwave_hub::DpsSettings;
 use fleetwave_protocol::sas::Key;
@@ -8,7 +9,7 @@ use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use super::certificates::{authority, params};
-use super::support::{World, eventually, runs};
+use super::support::{PATIENCE, World, eventually, runs};
 
 const SCOPE: &str = "0ne00000001";
 
@@ -130,4 +131,32 @@ fn a_device_that_its_hub_does_not_know_any_more_is_provisioned_again() {
     world.reports_until(runs("fw-1"));
     assert!(world.log().contains("the provisioning service is asked again"), "{}", world.log());
     assert_eq!(assignment(&world)["device_id"], "reg-1");
+}
+
+#[test]
+fn an_assignment_that_cannot_be_kept_is_used_and_asked_for_again_at_the_next_start() {
+    if !super::real::have_loop_devices() {
+        return;
+    }
+    let world = world();
+    let service = world.hub.provisioning().expect("it provisions");
+    let enrollment = json!({ "registrationId": "reg-1", "deviceId": "dev-7", "attestation": symmetric() });
+    service.put_enrollment("reg-1", &enrollment).expect("an enrollment");
+    world.configure(&[], &reach(&world, "reg-1", &format!("key = \"{}\"", key().to_base64())));
+    fs::create_dir(world.state()).expect("a directory");
+    let mount = |program: &str, arguments: &[&str]| {
+        let done = Command::new(program).args(arguments).arg(world.state()).status().expect("it runs");
+        assert!(done.success(), "{program}");
+    };
+    mount("mount", &["-t", "tmpfs", "-o", "ro", "none"]);
+    let agent = world.start();
+    let reports = world.reports.recv_timeout(PATIENCE);
+    let ended = agent.terminate();
+    mount("umount", &[]);
+    assert!(reports.is_ok() && ended.success(), "{}", world.log());
+    let log = world.log();
+    assert!(log.contains("the assignment cannot be kept") && log.contains("mount it read-write"), "{log}");
+    assert!(world.run_once().success(), "{}", world.log());
+    assert_eq!(world.log().matches("provisioned").count(), 2, "{}", world.log());
+    assert_eq!(assignment(&world)["device_id"], "dev-7");
 }
