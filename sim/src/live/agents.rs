@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use fleetwave_agent::{Around, Calendar, Seen, TlsPool, Watch};
+use fleetwave_agent::{Around, Calendar, RunError, Seen, StateError, TlsPool, Watch};
 use fleetwave_agent_core::{ReleaseId, State};
 use fleetwave_hub::Clock;
 use fleetwave_protocol::Instant;
@@ -42,6 +42,10 @@ use crate::scenario::step::Arrival;
 const ON_ONE_THREAD: usize = 250;
 /// Threads for each of those that wait for files.
 const BLOCKING: usize = 4;
+
+/// How long a state directory may seem to be in use by the agent that was there before.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// Something that a real agent has shown.
 #[derive(Clone, Debug)]
@@ -312,7 +316,7 @@ impl Life {
             ahead: Duration::from_millis(setting.calendar_ahead),
             utc_offset: setting.world.group(setting.world.who(*number)).utc_offset_minutes * 60,
         };
-        let mut trial = false;
+        let (mut trial, mut held) = (false, Duration::ZERO);
         loop {
             let booted = machine.borrow_mut().boot(trial, &mut self.violations.borrow_mut());
             let (release, in_vain) = booted.map_err(|error| wrong(format!("booting: {error}")))?;
@@ -335,8 +339,19 @@ impl Life {
                 biased;
                 // What the agent was in the middle of is dropped, and its connection with it.
                 gone = power.goes() => gone,
-                ended = agent => return ended.map(drop).map_err(|error| wrong(error.to_string())),
+                ended = agent => match ended {
+                    // A program that another agent just starts has, until it runs, all that this process had open.
+                    Err(RunError::State(StateError::InUse(_))) if held < PATIENCE => {
+                        held += MOMENT;
+                        if over(&mut stopped, MOMENT).await {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                    ended => return ended.map(drop).map_err(|error| wrong(error.to_string())),
+                },
             };
+            held = Duration::ZERO;
             show(Shown::Lost);
             let asked = machine.borrow().takes_trial();
             let asked = asked.map_err(|error| wrong(format!("going down: {error}")))?;
