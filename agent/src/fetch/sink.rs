@@ -257,6 +257,10 @@ impl Pipe {
             self.start();
             self.reap().await?;
         }
+        if self.filling.capacity() == 0 {
+            // One of those that came back: each that is made anew is one more, for good.
+            self.filling = self.spare.pop().unwrap_or_default();
+        }
         Ok(())
     }
 
