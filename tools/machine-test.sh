@@ -418,8 +418,10 @@ slots() {
     disk fw-1.img boot data
     firmware 2
     firmware 3
-    firmware 4 'rm /sbin/init' 'rm /usr/sbin/init' 'rm /usr/lib/systemd/systemd'
     printf '#!/bin/sh\necho "it does not work" >&2\nexit 1\n' >broken
+    # The first process ends, and the kernel panics.
+    firmware 4 'rm /usr/lib/systemd/systemd' 'write broken /usr/lib/systemd/systemd' \
+        'sif /usr/lib/systemd/systemd mode 0100755'
     firmware 5 'rm /usr/local/bin/firmware-check' 'write broken /usr/local/bin/firmware-check' \
         'sif /usr/local/bin/firmware-check mode 0100755'
     power_on
