@@ -74,7 +74,10 @@ rm -rf hub
 "$fleetwave" hub --mqtt-port 0 --https-port 0 --amqps-port 0 --admin-port 0 --releases-port 0 --releases releases --data hub >table 2>hub.log &
 hub=$!
 trap 'kill $hub; wait $hub 2>/dev/null || true' EXIT
-until [[ -e hub/running.json ]]; do sleep 0.2; done
+until [[ -e hub/running.json ]]; do
+    kill -0 $hub 2>/dev/null || { cat hub.log >&2; exit 1; }
+    sleep 0.2
+done
 port=$(sed -n 's/^ *MQTT *127.0.0.1:\([0-9]*\),.*/\1/p' table)
 
 # update NAME SEED SEQ: a device whose slot holds SEED (nothing if it is empty) takes the release SEQ.
