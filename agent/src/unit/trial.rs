@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::files;
 
+/// Beside the files of the target's installer, of which one has its own `trial.json`.
 fn path(dir: &Path) -> PathBuf {
-    dir.join("trial.json")
+    dir.join("probation.json")
 }
 
 /// Seconds since the machine was switched on, whatever its clock says.

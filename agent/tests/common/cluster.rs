@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; nothing waits so long unless it fails.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,22 +25,39 @@ impl Server {
         Some(Self { child, dir })
     }
 
+    /// Between the choice of a port and its use somebody else may have taken it: then it is tried again.
     fn spawn(binary: &Path, dir: &Path, port: u16) -> Child {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match Self::try_spawn(binary, dir, port, give_up) {
+                Ok(child) => return child,
+                Err(log) => {
+                    let taken = log.contains("address already in use") && Instant::now() < give_up;
+                    assert!(taken, "the cluster does not come up: {log}");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The error is its log.
+    fn try_spawn(binary: &Path, dir: &Path, port: u16, give_up: Instant) -> Result<Child, String> {
         let log = fs::File::create(dir.join("log")).expect("a log");
         let mut command = Command::new(binary);
         command.arg("-dir").arg(dir.join("cluster")).args(["-port", &port.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("the cluster starts");
         let ready = dir.join("cluster/kubeconfig");
-        let give_up = std::time::Instant::now() + PATIENCE;
         while !ready.exists() {
-            let ended = child.try_wait().expect("a child");
-            let late = std::time::Instant::now() > give_up;
-            let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
-            assert!(ended.is_none() && !late, "the cluster does not come up: {}", log());
+            let ended = child.try_wait().expect("a child").is_some();
+            if ended || Instant::now() > give_up {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(fs::read_to_string(dir.join("log")).unwrap_or_default());
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
-        child
+        Ok(child)
     }
 
     pub(crate) fn kubeconfig(&self, user: &str) -> PathBuf {
