@@ -9,6 +9,7 @@
 # `sysctl net.ipv4.ip_unprivileged_port_start=443`). Nothing leaves loopback.
 #
 #   FLEETWAVE            the binary (default: the newest in the target directory, then $PATH)
+#   FLEETWAVE_AGENT      the agent, whose logs go to Azurite (default: the one beside that binary; skipped if there is none)
 #   FLEETWAVE_KEEP=1     keep the run's folder: certificates, data, hub.log
 set -euo pipefail
 
@@ -20,7 +21,7 @@ which=${1:-all}
 case $which in
 python | node | mosquitto | java | all | install) ;;
 *)
-    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
@@ -102,6 +103,7 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -su
     -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign \
     -keyout "$run/device-ca.key" -out "$run/device-ca.pem" 2>/dev/null
 
+account=devstoreaccount1 account_key=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==
 blob_port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 # In whole, before it is searched: a pipe that `grep -q` leaves early would make a known option an unknown one.
 options=$("$binary" hub --help)
@@ -111,7 +113,7 @@ arguments=(--name localhost --name fleetwave.azure-devices.net --name 127.0.0.1 
 knows --events && arguments+=(--events telemetry,twin,lifecycle,connection)
 knows --device-ca && arguments+=(--device-ca "$run/device-ca.pem")
 if knows --storage && [ "$which" != mosquitto ]; then
-    arguments+=(--storage "DefaultEndpointsProtocol=https;AccountName=devstoreaccount1;AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;BlobEndpoint=https://localhost:$blob_port/devstoreaccount1" --storage-container uploads)
+    arguments+=(--storage "DefaultEndpointsProtocol=https;AccountName=$account;AccountKey=$account_key;BlobEndpoint=https://localhost:$blob_port/$account" --storage-container uploads)
 fi
 
 # start | stop | kill | restart: the suites use it too, to see what a hub remembers.
@@ -188,13 +190,17 @@ if knows --storage && [ "$which" != mosquitto ]; then
         tail -n 20 "$run/azurite.log" >&2
         exit 1
     }
-    python3 - "$ca" "$blob_port" <<'CONTAINER'
-import base64, datetime, hashlib, hmac, ssl, sys, urllib.request
-account, key, path = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==", "/devstoreaccount1/uploads"
+    export FLEETWAVE_BLOB_ACCOUNT=$account FLEETWAVE_BLOB_KEY=$account_key FLEETWAVE_BLOB_ENDPOINT=https://localhost:$blob_port
+    agent=${FLEETWAVE_AGENT:-$(dirname "$binary")/fleetwave-agent}
+    [ -x "$agent" ] && export FLEETWAVE_AGENT=$agent
+    python3 - "$ca" <<'CONTAINER'
+import base64, datetime, hashlib, hmac, os, ssl, sys, urllib.request
+account, key, endpoint = (os.environ[f"FLEETWAVE_BLOB_{name}"] for name in ("ACCOUNT", "KEY", "ENDPOINT"))
+path = f"/{account}/uploads"
 date = datetime.datetime.now(datetime.timezone.utc).strftime("%a, %d %b %Y %H:%M:%S GMT")
 text = f"PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:{date}\nx-ms-version:2020-10-02\n/{account}{path}\nrestype:container"
 signature = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
-request = urllib.request.Request(f"https://localhost:{sys.argv[2]}{path}?restype=container", method="PUT", data=b"", headers={
+request = urllib.request.Request(f"{endpoint}{path}?restype=container", method="PUT", data=b"", headers={
     "x-ms-date": date, "x-ms-version": "2020-10-02", "Content-Length": "0", "Content-Type": "",
     "Authorization": f"SharedKey {account}:{signature}"})
 urllib.request.urlopen(request, context=ssl.create_default_context(cafile=sys.argv[1]))
