@@ -116,6 +116,9 @@ pub(super) struct Virtual {
     cuts: u8,
     /// The cause of its last failure.
     cause: u8,
+    /// Has read its twin since it booted. A session that the hub remembers may be one that hears nothing: of a life
+    /// that was cut off between CONNECT and SUBSCRIBE. So a device subscribes in each of its lives.
+    heard: bool,
 }
 
 impl Virtual {
@@ -231,6 +234,7 @@ impl Shard {
                 work: 0,
                 cuts: 0,
                 cause: u8::MAX,
+                heard: false,
             });
         }
         Ok(Self {

@@ -60,7 +60,8 @@ impl Shard {
                     accepted: instant(at),
                     first,
                 });
-                self.tell(index, at, AgentEvent::Connected { session_present: event.a != 0 }, env, worker);
+                let session_present = event.a != 0 && device.heard;
+                self.tell(index, at, AgentEvent::Connected { session_present }, env, worker);
             }
             Kind::Closed => {
                 device.session += 1;
@@ -199,6 +200,7 @@ impl Shard {
             Effect::GetTwin { rid } => {
                 let subscribes = device.has(flag::SUBSCRIBE);
                 device.clear(flag::SUBSCRIBE);
+                device.heard = true;
                 if subscribes {
                     worker.meter.up(env.sizes().subscribe);
                     worker.meter.down(env.sizes().suback);

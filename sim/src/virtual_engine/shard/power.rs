@@ -44,6 +44,7 @@ impl Shard {
         self.stop_fetching(index, at, worker);
         let device = &mut self.devices[usize::from(index)];
         device.clear(flag::ON | flag::SUBSCRIBE);
+        device.heard = false;
         device.session += 1;
         device.work = device.work.wrapping_add(1);
         device.wake = NEVER;
