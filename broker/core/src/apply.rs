@@ -26,7 +26,7 @@ impl Hub {
             Ok(plan) => plan,
             Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
         };
-        out.push(Output::Service(Ok(Done::TwinWritten)));
+        out.push(Output::Service(Ok(Done::TwinWritten { hidden: false })));
         // Before anything is interned: making a module may sweep the tables.
         for (name, _) in &plan.modules {
             self.add_module(now, ix, name, None);

@@ -513,6 +513,40 @@ fn priorities_decide_and_what_a_higher_one_hid_comes_back() {
 }
 
 #[test]
+fn a_write_says_whether_a_configuration_hides_some_of_it() {
+    let mut bench = Bench::online();
+    let device = bench.device;
+    bench.put("rollout", 1, "*", r#"{"properties.desired.firmware":{"id":"fw-2"}}"#);
+    for (desired, hidden, heard) in [
+        (r#"{"firmware":{"cancel":true}}"#, true, None),
+        (r#"{"firmware":{"cancel":true},"other":1}"#, true, Some(r#"{"other":1}"#)),
+        (r#"{"firmware":null}"#, true, None),
+        // As it stands there: what SDKs write back that have read a twin.
+        (r#"{"firmware":{"id":"fw-2"},"other":2}"#, false, Some(r#"{"firmware":{"id":"fw-2"},"other":2}"#)),
+        ("{}", false, None),
+    ] {
+        let desired = Some(desired.as_bytes());
+        let out = bench.give(Input::PatchTwin { device, tags: None, desired, if_match: None });
+        let sent = out.iter().find_map(|output| match output {
+            Output::Desired { patch, .. } => Some(patch.text()),
+            _ => None,
+        });
+        assert_eq!(sent, heard, "{out:?}");
+        let Output::Service(Ok(Done::TwinWritten { hidden: said })) = out[0] else { panic!("{out:?}") };
+        assert_eq!(said, hidden, "{out:?}");
+    }
+    // What a configuration of higher priority puts inside the other's path counts, and goes with it.
+    let out = bench.put("stop", 2, "*", r#"{"properties.desired.firmware.cancel":true}"#);
+    assert!(
+        matches!(&out[1], Output::Desired { patch, .. } if patch.text() == r#"{"firmware":{"cancel":true}}"#)
+    );
+    let out = bench.give(Input::DeleteConfiguration { id: "stop", if_match: None });
+    assert!(
+        matches!(&out[1], Output::Desired { patch, .. } if patch.text() == r#"{"firmware":{"cancel":null}}"#)
+    );
+}
+
+#[test]
 fn a_twin_that_leaves_a_condition_by_its_own_report_loses_the_values() {
     let mut bench = Bench::online();
     bench.put("c", 1, "properties.reported.a = 1", r#"{"properties.desired.x":1}"#);

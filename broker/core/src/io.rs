@@ -356,7 +356,10 @@ pub enum Done {
     /// The configuration is gone.
     ConfigurationDeleted,
     /// The twin was written; read it for its new etag.
-    TwinWritten,
+    TwinWritten {
+        /// Whether something of it stands at paths that configurations own: it is not seen until none of them applies.
+        hidden: bool,
+    },
     /// The message is in the queue.
     Queued {
         /// How many wait now, this one included.

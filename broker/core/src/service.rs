@@ -29,7 +29,6 @@ impl Hub {
             Ok(plan) => plan,
             Err(error) => return out.push(Output::Service(Err(Box::new(error)))),
         };
-        out.push(Output::Service(Ok(Done::TwinWritten)));
         let Some(device) = self.registry.get_mut(ix) else { return };
         let (old_tags, before) = (device.tags, device.twin_version);
         let old_layer = device.layer;
@@ -41,8 +40,14 @@ impl Hub {
             self.store.layer(old_layer).targeted
         };
         let layer = self.layer_for(ix, own, targeted);
-        let sent = sent.filter(|&patch| self.leads_to(ix, patch, self.store.layer(layer).doc));
-        self.move_to(now, ix, layer, sent, out);
+        let doc = self.store.layer(layer).doc;
+        // The device hears of a replacement as of the difference that it makes.
+        let heard = sent.filter(|&patch| {
+            write == Write::Merge && !self.store.patch(patch).is_empty() && self.leads_to(ix, patch, doc)
+        });
+        let hidden = heard.is_none() && sent.is_some_and(|patch| self.hides(doc, patch));
+        out.push(Output::Service(Ok(Done::TwinWritten { hidden })));
+        self.move_to(now, ix, layer, heard, out);
         if let Some(device) = self.registry.get_mut(ix) {
             // A write is one change of the twin, whichever sections it touches.
             device.twin_version = before.saturating_add(1);
@@ -68,8 +73,6 @@ impl Hub {
         let sent = desired.map(|json| self.service_patch(json)).transpose()?;
         let tags = self.written(old_tags, tags_patch, write, Section::Tags)?;
         let own = self.written(old_own, sent, write, Section::Desired)?;
-        // The device hears of a replacement as of the difference that it makes.
-        let sent = sent.filter(|&patch| write == Write::Merge && !self.store.patch(patch).is_empty());
         Ok(Plan { tags, own, sent })
     }
 
@@ -98,6 +101,12 @@ impl Hub {
             members.retain(|key, _| key != "$version" && key != "$metadata");
         }
         Ok(self.store.intern_patch(Tree::from_value(&value)?))
+    }
+
+    /// Whether desired properties do not show all that a patch has put: configurations own some of its paths.
+    fn hides(&self, doc: DocId, patch: PatchId) -> bool {
+        let shown = &self.store.doc(doc).tree;
+        shown.merge(&self.store.patch(patch).tree).0.text() != shown.text()
     }
 
     /// Whether a patch of a device's desired properties gives a document.

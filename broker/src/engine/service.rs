@@ -83,7 +83,7 @@ impl Engine {
         };
         let mut done = None;
         self.run(input, Context::Service(&mut done), outlet);
-        let done = done.unwrap_or(Ok(Done::TwinWritten));
+        let done = done.unwrap_or(Ok(Done::TwinWritten { hidden: false }));
         if done.is_ok() {
             self.metrics.c2d += u64::from(matches!(done, Ok(Done::Received(Some(_)))));
             if let Some((device, generation, twin)) = deleted {
@@ -94,6 +94,13 @@ impl Engine {
                 self.metrics.twin_writes += 1;
                 let version = self.hub.twin(device).desired_version;
                 self.publish(now, device, EventKind::TwinWritten { tags, desired, version, replaced });
+                if matches!(done, Ok(Done::TwinWritten { hidden: true })) {
+                    tracing::info!(
+                        device = self.hub.id(device),
+                        "desired properties were written that a configuration owns: its values count while it \
+                         applies, and the device hears nothing of these"
+                    );
+                }
             }
         }
         (now.at, done)
