@@ -97,11 +97,12 @@ impl<'a> Caller<'a> {
         let mut link = link.clone();
         for _ in 0..=REDIRECTIONS {
             self.bill.reserve(cost(left), 1).await?;
+            let asked = self.bill.meter.total();
             let response = self.request(&link, &range, etag).await?;
             let (status, headers) = (response.status(), response.headers());
             match answer::read(status, headers, range.start, range.end, etag) {
                 Answer::Take(body) => {
-                    let flow = Flow::new(response, self.fetcher, self.bill);
+                    let flow = Flow::new(response, self.fetcher, self.bill, asked);
                     return Ok(Asked::Take(Box::new(flow), body));
                 }
                 Answer::Short { total } => return Ok(Asked::Short { total }),
@@ -151,12 +152,24 @@ pub(super) struct Flow<'a> {
     watch: Pin<Box<Sleep>>,
     /// What had come when somebody looked last.
     seen: u64,
+    /// What had come before it was asked for.
+    asked: u64,
+    /// What was given out of it.
+    given: u64,
 }
 
 impl<'a> Flow<'a> {
-    fn new(response: Response<Incoming>, fetcher: &Fetcher, bill: &'a Bill) -> Self {
-        let idle = fetcher.download.idle_timeout.duration();
-        Self { response, bill, idle, watch: Box::pin(sleep(idle)), seen: bill.meter.total() }
+    fn new(response: Response<Incoming>, fetcher: &Fetcher, bill: &'a Bill, asked: u64) -> Self {
+        let (idle, seen) = (fetcher.download.idle_timeout.duration(), bill.meter.total());
+        Self { response, bill, idle, watch: Box::pin(sleep(idle)), seen, asked, given: 0 }
+    }
+
+    /// Reserves for `left` bytes that were not given out yet, if what is reserved runs low.
+    pub(super) async fn reserve(&self, left: u64) -> Result<(), Stop> {
+        // Some of them may have come, and lie in a buffer: they are not paid for twice.
+        let ahead = self.bill.meter.total().saturating_sub(self.asked + self.given);
+        let expected = cost(left).saturating_sub(ahead);
+        if self.bill.runs_low(expected) { self.bill.reserve(expected, 0).await } else { Ok(()) }
     }
 
     /// Whether the server knows ranges.
@@ -192,6 +205,7 @@ impl<'a> Flow<'a> {
             let frame = frame.ok_or_else(|| cut("the answer ended early"))?;
             let frame = frame.map_err(|error| cut(causes(&error)))?;
             if let Ok(bytes) = frame.into_data() {
+                self.given += bytes.len() as u64;
                 return Ok(bytes);
             }
         }
@@ -229,11 +243,11 @@ impl Bill {
         self.counters.received(used - self.counted.replace(used));
     }
 
-    pub(super) fn runs_low(&self, expected: u64) -> bool {
+    fn runs_low(&self, expected: u64) -> bool {
         self.account.runs_low(self.meter.total(), expected)
     }
 
-    pub(super) async fn reserve(&self, expected: u64, requests: u32) -> Result<(), Stop> {
+    async fn reserve(&self, expected: u64, requests: u32) -> Result<(), Stop> {
         let (account, used) = (self.account.clone(), self.meter.total());
         let reserved = spawn_blocking(move || account.reserve(used, expected, requests, unix_now()));
         reserved.await.map_err(io::Error::other)??;

@@ -22,20 +22,28 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 #[cfg(feature = "kubernetes")]
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_service::Service;
 
+use super::gather::Gathering;
 use super::rate::Limiter;
 use super::settings::{Download, Proxy};
 use crate::config::is_loopback;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Dialling = Pin<Box<dyn Future<Output = Result<TokioIo<Metered>, BoxError>> + Send>>;
 
 /// Makes requests.
-pub(crate) type HttpClient = Client<HttpsConnector<Route>, Full<Bytes>>;
+pub(crate) type HttpClient = Client<Gathering, Full<Bytes>>;
+
+/// What is read from a connection at once, by TLS, which wants little at a time.
+const AHEAD: usize = 64 * 1024;
+/// Nothing is read but what is wanted.
+const NOT_AHEAD: usize = 1;
+/// The most that comes to a download at once.
+const PIECE: usize = 128 * 1024;
 
 /// What went over a try's connections, TLS and headers included.
 #[derive(Debug, Default)]
@@ -94,13 +102,10 @@ pub(crate) fn client(
     meter: Arc<Meter>,
     connect: Duration,
 ) -> HttpClient {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(connect));
-    tcp.set_recv_buffer_size(limiter.as_ref().map(|limiter| limiter.socket_buffer()));
-    let route = Route { dial: Dial { tcp, meter, limiter, proxied: false }, proxies };
-    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(HttpsConnector::from((route, tls)))
+    // A limited connection is read as slowly as it may be.
+    let ahead = if limiter.is_some() { NOT_AHEAD } else { AHEAD };
+    let route = Route::new(proxies, Dial { meter, limiter, ahead, ..Dial::new(connect) });
+    build(HttpsConnector::from((route, tls)))
 }
 
 /// A client for what is no download: no proxy, no limit, nobody's bill. The server's certificate is for `name`, or for
@@ -111,18 +116,17 @@ pub(crate) fn direct_client(
     name: Option<ServerName<'static>>,
     connect: Duration,
 ) -> HttpClient {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(connect));
     let proxies = Proxies { matcher: Matcher::builder().build(), inherited: false };
-    let dial = Dial { tcp, meter: Arc::default(), limiter: None, proxied: false };
-    let route = Route { dial, proxies: Arc::new(proxies) };
-    let connector = match name {
+    let route = Route::new(Arc::new(proxies), Dial::new(connect));
+    build(match name {
         Some(name) => HttpsConnector::new(route, tls, true, Arc::new(FixedServerNameResolver::new(name))),
         None => HttpsConnector::from((route, tls)),
-    };
-    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector)
+    })
+}
+
+fn build(connector: HttpsConnector<Route>) -> HttpClient {
+    let mut client = Client::builder(TokioExecutor::new());
+    client.pool_max_idle_per_host(1).http1_max_buf_size(PIECE).build(Gathering(connector))
 }
 
 /// Connects to a host or to its proxy.
@@ -130,6 +134,13 @@ pub(crate) fn direct_client(
 pub(crate) struct Route {
     dial: Dial,
     proxies: Arc<Proxies>,
+}
+
+impl Route {
+    fn new(proxies: Arc<Proxies>, mut dial: Dial) -> Self {
+        dial.tcp.set_recv_buffer_size(dial.limiter.as_ref().map(|limiter| limiter.socket_buffer()));
+        Self { dial, proxies }
+    }
 }
 
 impl Service<Uri> for Route {
@@ -162,7 +173,20 @@ struct Dial {
     tcp: HttpConnector,
     meter: Arc<Meter>,
     limiter: Option<Arc<Limiter>>,
+    /// What is read at once for who wants less.
+    ahead: usize,
     proxied: bool,
+}
+
+impl Dial {
+    /// Without limits, and counted by nobody.
+    fn new(connect: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(connect));
+        Self { tcp, meter: Arc::default(), limiter: None, ahead: NOT_AHEAD, proxied: false }
+    }
 }
 
 impl Service<Uri> for Dial {
@@ -176,10 +200,10 @@ impl Service<Uri> for Dial {
 
     fn call(&mut self, address: Uri) -> Dialling {
         let dialling = self.tcp.call(address);
-        let (meter, proxied) = (self.meter.clone(), self.proxied);
+        let (meter, ahead, proxied) = (self.meter.clone(), self.ahead, self.proxied);
         let slow = self.limiter.clone();
         Box::pin(async move {
-            let tcp = dialling.await?.into_inner();
+            let tcp = BufReader::with_capacity(ahead, dialling.await?.into_inner());
             let slow = slow.map(|limiter| Slow {
                 piece: vec![0; limiter.piece()],
                 limiter,
@@ -193,7 +217,7 @@ impl Service<Uri> for Dial {
 /// A connection whose bytes are counted.
 #[derive(Debug)]
 pub(crate) struct Metered {
-    tcp: TcpStream,
+    tcp: BufReader<TcpStream>,
     meter: Arc<Meter>,
     slow: Option<Slow>,
     proxied: bool,
@@ -209,7 +233,7 @@ struct Slow {
 
 impl Connection for Metered {
     fn connected(&self) -> Connected {
-        let connected = self.tcp.connected();
+        let connected = self.tcp.get_ref().connected();
         if self.proxied { connected.proxy(true) } else { connected }
     }
 }
@@ -221,7 +245,7 @@ impl AsyncRead for Metered {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buffer.filled().len();
+        let before = buffer.filled().len() + this.tcp.buffer().len();
         match &mut this.slow {
             None => ready!(Pin::new(&mut this.tcp).poll_read(cx, buffer))?,
             Some(slow) => {
@@ -234,7 +258,9 @@ impl AsyncRead for Metered {
                 slow.until.as_mut().reset(next);
             }
         }
-        this.meter.received.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        // What was read ahead has come, too.
+        let after = buffer.filled().len() + this.tcp.buffer().len();
+        this.meter.received.fetch_add((after - before) as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

@@ -12,8 +12,9 @@ use tokio::time::timeout;
 use super::answer::Body;
 use super::ask::{Asked, Bill, Caller, Flow, Stop, cut, stop};
 use super::ledger::Account;
+use super::pipe::Pipe;
 use super::progress::{Origin, Subject, short};
-use super::sink::{Pipe, Sink};
+use super::sink::Sink;
 use super::{Fetcher, Links, Payload, hash};
 use crate::install::Place;
 
@@ -51,12 +52,11 @@ pub(super) async fn open(
     };
     let (place, size) = (place.clone(), release.size);
     let progress = payload.progress.clone();
-    let sink =
-        spawn_blocking(move || Sink::open(&place, subject, (offset, hash), size, (attempt, progress), gate));
+    let sink = spawn_blocking(move || Sink::open(&place, subject, offset, size, (attempt, progress), gate));
     // Whether it still holds what it held is for a later try to find out.
     let sink = sink.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     let sink = sink.map_err(|error| (Stop::from(error), offset))?;
-    Ok((Pipe::new(sink), origin.filter(|_| offset > 0)))
+    Ok((Pipe::new(sink, (offset, hash)), origin.filter(|_| offset > 0)))
 }
 
 impl Job {
@@ -124,18 +124,12 @@ impl Job {
                 }
                 let etag = body.etag.clone().filter(|tag| tag.len() <= 128);
                 pipe.name(etag.map(|etag| Origin { source, etag }));
-                self.receive(flow, &body, pipe, bill).await
+                self.receive(flow, &body, pipe).await
             }
         }
     }
 
-    async fn receive(
-        &self,
-        mut flow: Box<Flow<'_>>,
-        body: &Body,
-        pipe: &mut Pipe,
-        bill: &Bill,
-    ) -> Result<(), Stop> {
+    async fn receive(&self, mut flow: Box<Flow<'_>>, body: &Body, pipe: &mut Pipe) -> Result<(), Stop> {
         let mut have = if body.changed { 0 } else { self.offset };
         let mut at = body.start;
         if at < have {
@@ -146,9 +140,7 @@ impl Job {
         }
         while at < body.end {
             let left = body.end - at;
-            if bill.runs_low(left) {
-                bill.reserve(left + left / 512, 0).await?;
-            }
+            flow.reserve(left).await?;
             let bytes = flow.next().await?;
             let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
             let known = usize::try_from(have.saturating_sub(at)).unwrap_or(usize::MAX).min(wanted);

@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use super::Payload;
 use super::ask::{Stop, stop};
 use super::get::open;
-use super::sink::Pipe;
+use super::pipe::Pipe;
 use crate::install::{Later, Place};
 
 /// What is read at once.

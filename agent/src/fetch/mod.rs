@@ -11,12 +11,15 @@ mod ask;
 mod connect;
 #[cfg(feature = "delta")]
 mod delta;
+mod gather;
 mod get;
 mod hash;
+mod lanes;
 mod ledger;
 mod link;
 mod local;
 mod pair;
+mod pipe;
 mod progress;
 mod rate;
 mod settings;

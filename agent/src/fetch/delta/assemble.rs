@@ -13,7 +13,7 @@ use zstd::bulk::Decompressor;
 
 use super::super::ask::{Asked, Bill, Caller, Flow, Stop, cut, stop};
 use super::super::get::Job;
-use super::super::sink::Pipe;
+use super::super::pipe::Pipe;
 use super::{Patch, seeds};
 use crate::install::Seed;
 
@@ -202,10 +202,8 @@ impl<'a> Store<'a> {
     async fn fill(&mut self) -> Result<(), Stop> {
         while self.ready.is_empty() {
             let left = self.left();
-            if self.bill.runs_low(left) {
-                self.bill.reserve(left + left / 512, 0).await?;
-            }
             let Some((flow, _)) = &mut self.flow else { return Err(cut("no range is coming")) };
+            flow.reserve(left).await?;
             self.ready = flow.next().await?;
         }
         Ok(())

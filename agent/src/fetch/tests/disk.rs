@@ -73,3 +73,47 @@ async fn a_disk_that_is_full_stops_the_download_with_its_own_error() {
     let (error, durable) = failure(device.fetch(&fetcher, &link, &release).await);
     assert_eq!((error, durable), (FetchError::Storage(StorageError::NoSpace), 0));
 }
+
+#[tokio::test]
+async fn what_a_disk_does_not_make_durable_is_not_called_so() {
+    // The device that takes all bytes, and cannot be synchronized.
+    let (mut device, payload) = (Device::new(), bytes(1000));
+    let (fetcher, release) = (device.fetcher("", ""), release(&payload));
+    let (link, _requests) = says(vec![whole(&payload)]);
+    device.place = Place { path: "/dev/null".into(), capacity: None };
+    let (error, durable) = failure(device.fetch(&fetcher, &link, &release).await);
+    assert_eq!((error, durable), (FetchError::Storage(StorageError::Failed), 0));
+    assert_eq!(device.payload.durable(&release, &device.place), 0);
+}
+
+#[tokio::test]
+async fn what_is_durable_of_bytes_that_come_fast_is_there_after_a_crash_in_their_middle() {
+    // More than is taken over before something is durable.
+    let (mut device, payload) = (Device::new(), bytes(1 << 20).repeat(100));
+    let release = release(&payload);
+    let source = device.dir.path().join("source");
+    fs::write(&source, &payload).expect("written");
+    {
+        let copy = device.payload.copy((None, source.clone()), device.place.clone(), release.clone(), 0);
+        let much = async {
+            while device.payload.durable(&release, &device.place) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = much => {}
+            _ = copy => panic!("nothing was durable before its end"),
+        }
+    }
+    device.reborn();
+    let durable = device.payload.durable(&release, &device.place);
+    assert!((1..100 << 20).contains(&durable), "{durable}");
+    let length = usize::try_from(durable).expect("it fits");
+    assert!(device.stored()[..length] == payload[..length]);
+    // The rest is behind it, and the whole is what was signed.
+    let copy = device.payload.copy((None, source), device.place.clone(), release.clone(), durable);
+    assert_eq!(copy.await, (Event::Fetched, None));
+    assert_eq!(device.verify(&release).await, Event::Verified(Ok(())));
+    assert!(device.stored() == payload);
+}

@@ -203,6 +203,10 @@ impl Nginx {
         }
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     pub(super) fn put(&self, payload: &[u8]) {
         self.put_as("payload", payload);
     }
