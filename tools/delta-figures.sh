@@ -11,6 +11,7 @@
 # for the update by its own ledger, TLS and headers included, with its share of the compressed image; the most memory of its own
 # (RssAnon) that the agent had in 20 samples a second.
 set -euo pipefail
+source "$(dirname "$0")/memory.sh"
 
 agent=$(realpath "${1:?the agent binary}") fleetwave=$(realpath "${2:?the fleetwave binary}")
 mkdir -p "${3:?a directory to work in}"
@@ -82,7 +83,7 @@ port=$(sed -n 's/^ *MQTT *127.0.0.1:\([0-9]*\),.*/\1/p' table)
 
 # update NAME SEED SEQ: a device whose slot holds SEED (nothing if it is empty) takes the release SEQ.
 update() {
-    local name=$1 seed=$2 seq=$3 dir=$work/device connection begun pid peak now seconds
+    local name=$1 seed=$2 seq=$3 dir=$work/device connection begun pid peak seconds
     rm -rf "$dir" && mkdir -p "$dir/state/firmware/slot-a"
     [[ -z $seed ]] || ln "$work/$seed.ext4" "$dir/state/firmware/slot-a/image"
     connection=$("$fleetwave" hub device add "$name" --tags "{\"seq\": $seq, \"name\": \"$name\"}" --data hub)
@@ -107,13 +108,10 @@ END
     "$fleetwave" hub configure "rollout-$name" --release "releases/fw-$seq-$seq" --condition "tags.name = '$name'" --data hub >/dev/null
     begun=$EPOCHREALTIME
     "$agent" run --config "$dir/config.toml" --once >/dev/null 2>"$dir/log" &
-    pid=$! peak=0
-    # What it has for itself; the largest of samples.
-    while now=$(awk '/^RssAnon/ { print $2 }' "/proc/$pid/status" 2>/dev/null) && [[ -n $now ]]; do
-        if ((now > peak)); then peak=$now; fi
-        sleep 0.05
-    done
+    pid=$!
+    samples 0.05 own $pid >"$dir/memory"
     wait $pid
+    peak=$(most "$dir/memory")
     seconds=$(awk -v a="$begun" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.0f", b - a }')
     cmp -s "$dir/state/firmware/slot-b/image" "$work/${images[seq - 1]}.ext4" || { echo "$name: not the image"; exit 1; }
     "$agent" status --json --config "$dir/config.toml" >"$dir/status.json"

@@ -8,6 +8,7 @@
 # otherwise; in an update the largest of samples every fifth of a second. Debian's rauc, swupdate and mender-client
 # are measured if they are installed: as idle daemons with the least configuration that they start with.
 set -euo pipefail
+source "$(dirname "$0")/memory.sh"
 
 settle=300 measure=600
 while [[ ${1-} == --* ]]; do
@@ -31,23 +32,6 @@ finish() {
     rm -rf "$work"
 }
 trap finish EXIT
-
-# tree PID: the process and all that it has started.
-tree() {
-    local pid
-    printf '%s\n' "$1"
-    for pid in $(cat "/proc/$1/task/"*/children 2>/dev/null); do tree "$pid"; done
-}
-
-# pss PID: kB of the tree.
-pss() {
-    local pid sum=0 kb
-    for pid in $(tree "$1"); do
-        kb=$(awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup" 2>/dev/null) || continue
-        sum=$((sum + ${kb:-0}))
-    done
-    printf '%s\n' "$sum"
-}
 
 declare -A daemons=()
 # run NAME COMMAND...: starts a daemon that is measured at rest.
@@ -141,13 +125,15 @@ fi
 
 printf 'at rest: %d s to settle, then %d s of samples\n' "$settle" "$measure" >&2
 sleep "$settle"
-end=$((SECONDS + measure))
-while ((SECONDS < end)); do
-    for name in "${!daemons[@]}"; do pss "${daemons[$name]}" >>"$work/$name.pss"; done
-    sleep 10
+samplers=()
+for name in "${!daemons[@]}"; do
+    samples 10 pss "${daemons[$name]}" >"$work/$name.pss" &
+    samplers+=($!)
 done
+sleep "$measure"
+kill "${samplers[@]}" 2>/dev/null || true
+wait "${samplers[@]}" 2>/dev/null || true
 
-median() { sort -n "$1" | awk '{ a[NR] = $1 } END { print (NR % 2 ? a[(NR + 1) / 2] : (a[NR / 2] + a[NR / 2 + 1]) / 2) }'; }
 printf '%-18s %10s %8s\n' 'at rest' 'PSS, kB' samples
 for name in "${!daemons[@]}"; do
     printf '%-18s %10s %8d\n' "$name" "$(median "$work/$name.pss")" "$(wc -l <"$work/$name.pss")"
@@ -156,14 +142,12 @@ done | sort -k 2 -n
 # --- In an update -----------------------------------------------------------------------------------------------------
 
 "$fleetwave" hub configure footprint --release "$release" --condition '*' --data "$work/hub" >/dev/null
-most=0 try=0
+samples 0.2 pss "${daemons[fleetwave-agent]}" >"$work/update.pss" &
+pids+=($!)
+try=0
 until "$fleetwave" hub twin footprint --data "$work/hub" | grep -q '"state": "idle"' &&
     "$fleetwave" hub twin footprint --data "$work/hub" | grep -A 3 '"running"' | grep -q fw-2; do
-    for _ in 1 2 3 4 5; do
-        now=$(pss "${daemons[fleetwave-agent]}")
-        ((now > most)) && most=$now
-        sleep 0.2
-    done
+    sleep 1
     try=$((try + 1))
     if ((try > 180)); then
         printf 'the update did not end\n' >&2
@@ -171,5 +155,5 @@ until "$fleetwave" hub twin footprint --data "$work/hub" | grep -q '"state": "id
         exit 1
     fi
 done
-printf '%-18s %10s\n' 'in an update of 256 MiB, most' "$most"
+printf '%-18s %10s\n' 'in an update of 256 MiB, most' "$(most "$work/update.pss")"
 printf '%-18s %10s\n' 'high-water mark of RSS' "$(awk '/^VmHWM/ { print $2 }' "/proc/${daemons[fleetwave-agent]}/status")"

@@ -13,10 +13,15 @@ use std::process::Command;
 use fleetwave_hub::blob::Content;
 use real::{have, have_loop_devices};
 use serde_json::{Value, json};
-use support::{World, eventually};
+use support::{Process, World, eventually};
 
-fn content(seed: u64, size: u64) -> Content {
-    Content::Generated { seed, size }
+/// What is offered where it matters that it takes a while.
+const LARGE: u64 = 3_000_000;
+
+/// Offers the release `fw-SEQ`.
+fn offer(world: &World, seq: u64, size: u64) {
+    let content = || Content::Generated { seed: seq, size };
+    world.release(&format!("fw-{seq}"), seq, &content(), content());
 }
 
 /// Whether file systems can be made and mounted.
@@ -50,6 +55,10 @@ impl Disk {
         run("mount", &["-o", &format!("loop,{options}"), text(&self.image), text(&self.at)]);
     }
 
+    fn remount(&self, options: &str) {
+        run("mount", &["-o", &format!("remount,{options}"), text(&self.at)]);
+    }
+
     fn unmount(&self) {
         run("umount", &[text(&self.at)]);
     }
@@ -76,7 +85,7 @@ impl Disk {
 
     /// What the kernel does with a file system that it finds broken: from now on it is read-only.
     fn fails(&self) {
-        run("mount", &["-o", "remount,abort", text(&self.at)]);
+        self.remount("abort");
     }
 }
 
@@ -98,21 +107,36 @@ fn filling(disk: &Disk) -> String {
     )
 }
 
+/// A device with such a disk, to which something happens `before` its agent starts. None if disks cannot be made here.
+fn device(bandwidth: Option<u64>, before: impl FnOnce(&Disk)) -> Option<(World, Disk, Process)> {
+    if !have_mounts() {
+        return None;
+    }
+    let world = World::new(bandwidth, &[]);
+    let disk = Disk::under(&world);
+    before(&disk);
+    let agent = world.start();
+    world.reports_until(|report| report["state"] == "idle");
+    Some((world, disk, agent))
+}
+
+/// A device whose agent has begun with a download that takes a while.
+fn downloading() -> Option<(World, Disk, Process)> {
+    let (world, disk, agent) = device(Some(700_000), |_| {})?;
+    offer(&world, 2, LARGE);
+    eventually("some has come", || world.download() > 300_000);
+    Some((world, disk, agent))
+}
+
 fn problem(report: &Value) -> Option<&str> {
     report["problem"]["code"].as_str()
 }
 
 #[test]
 fn an_update_that_finds_a_full_disk_says_so_and_begins_when_there_is_room() {
-    if !have_mounts() {
-        return;
-    }
-    let world = World::new(None, &[]);
-    let disk = Disk::under(&world);
-    let agent = world.start();
-    world.reports_until(|report| report["state"] == "idle");
+    let Some((world, disk, agent)) = device(None, |_| {}) else { return };
     disk.fill();
-    world.release("fw-2", 2, &content(2, 400_000), content(2, 400_000));
+    offer(&world, 2, 400_000);
     let (mut code, mut told) = (Value::Null, Value::Null);
     world.reports_until(|report| {
         if report["state"] == "failed" {
@@ -140,15 +164,8 @@ fn an_update_that_finds_a_full_disk_says_so_and_begins_when_there_is_room() {
 
 #[test]
 fn a_disk_that_is_full_when_the_agent_starts_keeps_it_from_updates_alone() {
-    if !have_mounts() {
-        return;
-    }
-    let world = World::new(None, &[]);
-    let disk = Disk::under(&world);
-    disk.fill();
-    let agent = world.start();
-    world.reports_until(|report| report["state"] == "idle");
-    world.release("fw-2", 2, &content(2, 400_000), content(2, 400_000));
+    let Some((world, disk, agent)) = device(None, Disk::fill) else { return };
+    offer(&world, 2, 400_000);
     world.reports_until(|report| report["code"] == "no_space");
     disk.make_room();
     world.reports_until(|report| report["code"] == "ok");
@@ -158,16 +175,7 @@ fn a_disk_that_is_full_when_the_agent_starts_keeps_it_from_updates_alone() {
 
 #[test]
 fn a_download_that_finds_no_room_waits_for_it_and_fetches_no_byte_twice() {
-    if !have_mounts() {
-        return;
-    }
-    let size = 3_000_000;
-    let world = World::new(Some(700_000), &[]);
-    let disk = Disk::under(&world);
-    let agent = world.start();
-    world.reports_until(|report| report["state"] == "idle");
-    world.release("fw-2", 2, &content(2, size), content(2, size));
-    eventually("some has come", || world.download() > 300_000);
+    let Some((world, disk, agent)) = downloading() else { return };
     disk.fill();
     world.reports_until(|report| problem(report) == Some("no_space"));
     disk.make_room();
@@ -180,7 +188,7 @@ fn a_download_that_finds_no_room_waits_for_it_and_fetches_no_byte_twice() {
     assert!(agent.terminate().success());
     let fetched = world.blobs.control().counters().bytes;
     // What was on its way when the disk was full is lost.
-    assert!(fetched < size + 1_500_000, "{fetched}");
+    assert!(fetched < LARGE + 1_500_000, "{fetched}");
 }
 
 #[test]
@@ -203,13 +211,13 @@ fn a_disk_that_fills_up_in_the_middle_of_an_update_ends_it_with_a_code_and_the_n
         // A journal that is to be made shorter has no room for that either.
         world.environment.push(("FLEETWAVE_JOURNAL_BOUND", "1".to_owned()));
         let agent = world.start();
-        world.release("fw-2", 2, &content(2, 400_000), content(2, 400_000));
+        offer(&world, 2, 400_000);
         let reports = world.reports_until(|report| report["state"] == "failed");
         assert_eq!(reports.last(), Some(&format!("fw-1 failed {code}")), "{step}");
         disk.make_room();
         // And something that stands where the ballast was: it is filled once.
         fs::write(disk.ballast(), b"").expect("writes");
-        world.release("fw-3", 3, &content(3, 400_000), content(3, 400_000));
+        offer(&world, 3, 400_000);
         world.reports_until(|report| report["running"]["id"] == "fw-3");
         assert!(agent.terminate().success(), "{step}");
         let status = world.status();
@@ -219,15 +227,8 @@ fn a_disk_that_fills_up_in_the_middle_of_an_update_ends_it_with_a_code_and_the_n
 
 #[test]
 fn a_disk_that_can_only_be_read_is_told_and_the_update_is_taken_when_it_can_be_written() {
-    if !have_mounts() {
-        return;
-    }
-    let world = World::new(None, &[]);
-    let disk = Disk::under(&world);
-    run("mount", &["-o", "remount,ro", text(&disk.at)]);
-    let agent = world.start();
-    world.reports_until(|report| report["state"] == "idle");
-    world.release("fw-2", 2, &content(2, 400_000), content(2, 400_000));
+    let Some((world, disk, agent)) = device(None, |disk| disk.remount("ro")) else { return };
+    offer(&world, 2, 400_000);
     let (mut failed, mut told) = (false, false);
     world.reports_until(|report| {
         failed |= report["code"] == "read_only";
@@ -235,23 +236,14 @@ fn a_disk_that_can_only_be_read_is_told_and_the_update_is_taken_when_it_can_be_w
         failed && told
     });
     assert!(world.log().contains("mount it read-write"), "{}", world.log());
-    run("mount", &["-o", "remount,rw", text(&disk.at)]);
+    disk.remount("rw");
     world.reports_until(|report| report["code"] == "ok");
     assert!(agent.terminate().success());
 }
 
 #[test]
 fn a_disk_that_fails_in_mid_download_ends_the_update_and_a_start_on_a_sound_one_takes_it_up_again() {
-    if !have_mounts() {
-        return;
-    }
-    let size = 3_000_000;
-    let world = World::new(Some(700_000), &[]);
-    let disk = Disk::under(&world);
-    let agent = world.start();
-    world.reports_until(|report| report["state"] == "idle");
-    world.release("fw-2", 2, &content(2, size), content(2, size));
-    eventually("some has come", || world.download() > 300_000);
+    let Some((world, disk, agent)) = downloading() else { return };
     disk.fails();
     world.reports_until(|report| report["code"] == "read_only");
     let (status, answer) = world.call("status", &Value::Null);
@@ -264,5 +256,5 @@ fn a_disk_that_fails_in_mid_download_ends_the_update_and_a_start_on_a_sound_one_
     let mut image = Vec::new();
     let file = File::open(world.firmware().join("slot-b/image"));
     file.and_then(|mut file| file.read_to_end(&mut image)).expect("reads");
-    assert_eq!(image.len() as u64, size);
+    assert_eq!(image.len() as u64, LARGE);
 }
