@@ -205,7 +205,7 @@ const DEVICES: [Metric; 10] = [
     )),
 ];
 
-const REST: [Metric; 20] = [
+const REST: [Metric; 23] = [
     metric!("blob.bytes", Bytes, "payload bytes received", |r| r.blob.bytes),
     metric!("blob.refetched_bytes", Bytes, "payload bytes received again", |r| r.blob.refetched_bytes),
     metric!("blob.bytes_per_second", BytesPerSecond, "payload bytes a second, fleet-wide", |r| r
@@ -214,7 +214,10 @@ const REST: [Metric; 20] = [
     metric!("blob.peak_bytes_per_second", BytesPerSecond, "payload bytes in the best second", |r| r
         .blob
         .peak_bytes_per_second),
+    metric!("blob.requests", Count, "requests to the blob store", |r| r.blob.requests),
     metric!("blob.downloads", Count, "downloads finished", |r| r.blob.downloads),
+    metric!("blob.delta_bytes", Bytes, "bytes received from chunked archives", |r| r.blob.delta_bytes),
+    metric!("blob.delta_downloads", Count, "downloads put together from chunks", |r| r.blob.delta_downloads),
     metric!("blob.download_p50_bytes_per_second", BytesPerSecond, "rate of the median download", |r| r
         .blob
         .download_p50_bytes_per_second),
@@ -258,7 +261,7 @@ const REST: [Metric; 20] = [
     metric!("harness.events", Count, "events that the engine handled", |r| r.harness.events),
 ];
 
-const COUNT: usize = 10 + 4 * 12 + 5 + 20;
+const COUNT: usize = 10 + 4 * 12 + 5 + 23;
 
 const fn joined() -> [Metric; COUNT] {
     let groups: [&[Metric]; 7] = [&DEVICES, &FAN_OUT, &CONVERGENCE, &CONNECT, &GRANT, &FLEET, &REST];

@@ -221,8 +221,17 @@ pub struct Blob {
     /// The best window: bytes received in it, over its length. A window is one second long, or longer in a
     /// long run.
     pub peak_bytes_per_second: f64,
+    /// Requests for them that the blob store was sent; 0 in records from before they were counted.
+    #[serde(default)]
+    pub requests: u64,
     /// Downloads that were finished.
     pub downloads: u64,
+    /// Bytes among `bytes` that came from chunked archives: what deltas cost, headers included.
+    #[serde(default)]
+    pub delta_bytes: u64,
+    /// Downloads among `downloads` that were put together from chunks.
+    #[serde(default)]
+    pub delta_downloads: u64,
     /// The rate of single downloads from request to last byte; half of them were slower. 0 without downloads.
     pub download_p50_bytes_per_second: f64,
     /// The rate of single downloads; one in a hundred was slower. 0 without downloads.

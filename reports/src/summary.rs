@@ -217,6 +217,15 @@ fn rates(record: &RunRecord, lines: &mut Vec<String>) {
             bytes(blob.refetched_bytes as f64)
         ));
     }
+    if blob.delta_bytes > 0 {
+        lines.push(format!(
+            "deltas    {} of that from archives, for {} of {} downloads; {} requests",
+            bytes(blob.delta_bytes as f64),
+            count(blob.delta_downloads as f64),
+            count(blob.downloads as f64),
+            count(blob.requests as f64)
+        ));
+    }
     if record.engine == Engine::Virtual {
         lines.push(format!(
             "events    {}/s of wall time{}",

@@ -8,8 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use fleetwave_agent_core::{
-    AtDeadline, Backoff, Caps, Days, FIRMWARE, Locks, Policy, ReleaseId, Releases, TrustRoot, Unsigned,
-    Window, sign,
+    Archive, AtDeadline, Backoff, Caps, Days, FIRMWARE, Locks, Policy, ReleaseId, Releases, TrustRoot,
+    Unsigned, Window,
 };
 use fleetwave_hub_core::{Configuration, ConfigurationSpec, HubError};
 use serde_json::{Map, Value};
@@ -138,7 +138,13 @@ fn reference(release: &Release, digest: &[u8; 32], downgrade: bool) -> Map<Strin
         (id, SigningKey::from_bytes(&key))
     });
     let keys: Vec<(&str, &SigningKey)> = keys.iter().map(|(id, key)| (*id, key)).collect();
-    sign(&release.id, release.seq, release.size.bytes(), digest, downgrade, &keys)
+    let delta = release.delta.map(|delta| Archive {
+        size: delta.archive.bytes(),
+        header_size: delta.header.bytes(),
+        header_digest: *digest,
+    });
+    let unsigned = Unsigned::new(&release.id, release.seq, release.size.bytes(), *digest);
+    Unsigned { downgrade, delta, ..unsigned }.sign(&keys)
 }
 
 fn window(window: &StepWindow) -> Window {

@@ -245,6 +245,9 @@ fn perform(
     let mut left = stage.strike();
     left.meter.merge(&own);
     notes.extend(remarks(plan, at_once));
+    if scenario.releases.iter().any(|release| release.delta.is_some()) {
+        notes.push("payloads were fetched whole: only virtual runs have deltas".to_owned());
+    }
     let outcome = EngineOutcome {
         meter: left.meter,
         counts,

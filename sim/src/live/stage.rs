@@ -104,8 +104,10 @@ fn digest(content: &Content) -> [u8; 32] {
 
 /// The world of a plan, with the digests of the payloads that the blob endpoint will serve.
 pub(super) fn world(plan: &RunPlan) -> World {
-    let scenario = &plan.scenario;
-    let world = World::new(scenario.clone(), |release| digest(&content(scenario, release, true)));
+    let mut scenario = plan.scenario.clone();
+    // Nobody makes archives of payloads that stand for others.
+    scenario.releases.iter_mut().for_each(|release| release.delta = None);
+    let world = World::new(scenario.clone(), |release| digest(&content(&scenario, release, true)));
     match &plan.target {
         Target::Remote(remote) => world.with_prefix(&remote.prefix()),
         Target::Hub | Target::Rumqttd | Target::Broker { .. } => world,

@@ -87,6 +87,20 @@ impl Outstanding {
     }
 }
 
+/// What came by chunked archives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DeltaTally {
+    pub(super) bytes: u64,
+    pub(super) downloads: u64,
+}
+
+impl DeltaTally {
+    fn merge(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.downloads += other.downloads;
+    }
+}
+
 /// Failures of one cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FailureTally {
@@ -123,6 +137,8 @@ pub struct Meter {
     pub(super) bytes: [u64; 2],
     pub(super) payload: u64,
     pub(super) refetched: u64,
+    pub(super) deltas: DeltaTally,
+    pub(super) requests: u64,
     pub(super) payload_from: Option<Instant>,
     pub(super) payload_to: Instant,
     pub(super) payload_windows: Series,
@@ -239,6 +255,21 @@ impl Meter {
         self.payload_windows.add(from, to, bytes);
     }
 
+    /// Bytes of that payload were part of a chunked archive.
+    pub fn by_delta(&mut self, bytes: u64) {
+        self.deltas.bytes += bytes;
+    }
+
+    /// A payload was put together from chunks.
+    pub fn assembled(&mut self) {
+        self.deltas.downloads += 1;
+    }
+
+    /// A device sent the blob store so many requests.
+    pub fn requested(&mut self, requests: u64) {
+        self.requests += requests;
+    }
+
     /// A download of `bytes` was finished `took` after its first request.
     pub fn downloaded(&mut self, bytes: u64, took: Duration) {
         let rate = u128::from(bytes) * 1_000_000 / u128::from(micros(took).max(1));
@@ -282,6 +313,8 @@ impl Meter {
         }
         self.payload += other.payload;
         self.refetched += other.refetched;
+        self.deltas.merge(other.deltas);
+        self.requests += other.requests;
         self.payload_from = earliest(self.payload_from, other.payload_from);
         self.payload_to = self.payload_to.max(other.payload_to);
         self.payload_windows.merge(&other.payload_windows);

@@ -7,7 +7,7 @@ use fleetwave_hub_core::throttle::{Operation, Throttles, Tier as HubTier};
 use super::audience::Audience;
 use super::fault::{CutMoment, Fault};
 use super::fleet::{Fleet, PlannedGroup};
-use super::model::{Cycle, Driver, Group, Release, Scenario, Signature, Tier, Weekday};
+use super::model::{Cycle, Delta, Driver, Group, Release, Scenario, Signature, Tier, Weekday};
 use super::quantity::{ByteSize, Percent, Span};
 use super::read::Loaded;
 use super::step::{Action, Arrival, Configure, OnTimeout, Step, Wait, WaitFor};
@@ -75,6 +75,9 @@ fn fleet(out: &mut String, scenario: &Scenario, fleet: &Fleet) -> fmt::Result {
     }
     for release in &scenario.releases {
         write!(out, "  release {} (seq {}), {}", release.id, release.seq, release.size)?;
+        if let Some(Delta { archive, changed, .. }) = release.delta {
+            write!(out, ", as an archive {archive}, of which {changed} changed")?;
+        }
         for defect in defects(release) {
             write!(out, ", {defect}")?;
         }

@@ -326,6 +326,27 @@ pub struct Release {
     /// Whether the reference that devices get carries a signature that they accept.
     #[serde(default)]
     pub signature: Signature,
+    /// A chunked archive of the payload, of which devices fetch what they lack; they fetch all of the payload if this is
+    /// left out. Only the virtual engine has deltas: a live run fetches payloads whole, and says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Delta>,
+}
+
+/// A release's chunked archive, and what a device lacks of it that runs the release before: the one with the next lower
+/// sequence in the scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// Size of the archive, its header included. A device that has nothing in common with the release fetches all of
+    /// it, or the payload if that is cheaper.
+    pub archive: ByteSize,
+    /// Size of the archive's header, which a device fetches before it knows what it lacks.
+    pub header: ByteSize,
+    /// The share of the archive's chunks that is not in the release before.
+    pub changed: Percent,
+    /// In how many places of the archive these lie, at the most. Each is a request, unless the next one is near.
+    #[serde(default = "defaults::ranges")]
+    pub ranges: u32,
 }
 
 /// Whether a release's signature holds.
@@ -620,6 +641,9 @@ mod defaults {
     }
     pub(super) const fn seed() -> u64 {
         1
+    }
+    pub(super) const fn ranges() -> u32 {
+        32
     }
     pub(super) const fn latency() -> Dist {
         Dist::millis(20, 80)

@@ -35,6 +35,8 @@ pub(super) struct Request {
 pub(super) enum What {
     /// Begin to send.
     Fetch {
+        /// What it is.
+        part: Part,
         /// The device's group.
         group: u16,
         /// The piece of work, repeated in what comes back.
@@ -57,6 +59,17 @@ pub(super) enum What {
     },
 }
 
+/// What is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The payload.
+    Payload,
+    /// The header of its archive.
+    Header,
+    /// Chunks of it.
+    Chunks,
+}
+
 /// What the store does to some of its answers, by a fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Trouble {
@@ -69,6 +82,7 @@ pub(super) struct Trouble {
 #[derive(Clone, Copy)]
 struct Download {
     from: Address,
+    part: Part,
     group: u16,
     generation: u8,
     corrupt: bool,
@@ -274,19 +288,20 @@ impl Store {
         let Address { shard, device } = request.from;
         let slot = self.current[shard as usize][usize::from(device)];
         match request.what {
-            What::Fetch { group, generation, bytes, latency, draw } => {
-                let event =
-                    |kind, a| (shard, Event { at: request.at + latency, device, kind, generation, a, b: 0 });
+            What::Fetch { part, group, generation, bytes, latency, draw } => {
                 let chance = (mix(draw) >> 11) as f64 / (1u64 << 53) as f64;
                 if let Some((status, share)) = self.trouble.refuse
                     && chance < share
                 {
-                    out.push(event(Kind::FetchRefused, u32::from(status)));
+                    let (a, b) = told(u64::from(status), part);
+                    let (at, kind) = (request.at + latency, Kind::FetchRefused);
+                    out.push((shard, Event { at, device, kind, generation, a, b }));
                     return;
                 }
                 let corrupt = chance < self.trouble.corrupt;
                 let download = Download {
                     from: request.from,
+                    part,
                     group,
                     generation,
                     corrupt,
@@ -331,7 +346,7 @@ impl Store {
                     self.forget(slot);
                 }
                 let kind = if wanted { Kind::FetchCut } else { Kind::FetchDropped };
-                let (a, b) = halves(got);
+                let (a, b) = told(got, download.part);
                 let at = request.at + download.latency + notices;
                 out.push((shard, Event { at, device, kind, generation, a, b }));
             }
@@ -350,9 +365,9 @@ impl Store {
 
     fn finish(&mut self, group: usize, at: u64, out: &mut Vec<(u32, Event)>) {
         let Some(Reverse((_, slot))) = self.groups[group].ends.pop() else { return };
-        let Download { from, generation, corrupt, bytes, latency, .. } = self.downloads[slot as usize];
+        let Download { from, part, generation, corrupt, bytes, latency, .. } = self.downloads[slot as usize];
         let kind = if corrupt { Kind::FetchedCorrupt } else { Kind::Fetched };
-        let (a, b) = halves(bytes);
+        let (a, b) = told(bytes, part);
         out.push((from.shard, Event { at: at + latency, device: from.device, kind, generation, a, b }));
         self.end(slot);
         self.clean(group);
@@ -411,14 +426,26 @@ impl Store {
     }
 }
 
-/// A number of bytes as an event's two arguments.
-fn halves(bytes: u64) -> (u32, u32) {
-    (bytes as u32, (bytes >> 32) as u32)
+/// Above the bits of a number of bytes: what they are of.
+const PART: u32 = 30;
+
+/// A number of bytes, and what they are of, as an event's two arguments.
+pub(super) const fn told(bytes: u64, part: Part) -> (u32, u32) {
+    (bytes as u32, (bytes >> 32) as u32 | (part as u32) << PART)
 }
 
-/// The number of bytes that [`halves`] split.
+/// The number of bytes that an event [`told`].
 pub(super) fn whole(event: &Event) -> u64 {
-    u64::from(event.a) | u64::from(event.b) << 32
+    u64::from(event.a) | u64::from(event.b & ((1 << PART) - 1)) << 32
+}
+
+/// What they are of.
+pub(super) const fn part(event: &Event) -> Part {
+    match event.b >> PART {
+        0 => Part::Payload,
+        1 => Part::Header,
+        _ => Part::Chunks,
+    }
 }
 
 #[cfg(test)]

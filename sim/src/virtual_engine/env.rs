@@ -7,6 +7,7 @@ use fleetwave_hub_core::Cycle;
 use fleetwave_protocol::rng::mix;
 use fleetwave_protocol::time::{Instant, Now, WallTime, micros};
 
+use super::delta::Deltas;
 use super::sizes::{GrantTexts, Sizes};
 use crate::device::World;
 use crate::scenario::dist::Dist;
@@ -61,6 +62,7 @@ pub(super) struct Env {
     width: u64,
     links: Vec<LinkSpec>,
     sizes: Sizes,
+    deltas: Deltas,
     grants: Vec<GrantTexts>,
     ids: Vec<ReleaseId>,
     clock: WallTime,
@@ -90,6 +92,7 @@ impl Env {
             width: shortest.max(SHORTEST),
             links,
             sizes,
+            deltas: Deltas::new(&world),
             grants,
             ids: world.releases().iter().map(|(id, _)| id).collect(),
             clock,
@@ -111,6 +114,10 @@ impl Env {
 
     pub(super) fn sizes(&self) -> &Sizes {
         &self.sizes
+    }
+
+    pub(super) fn deltas(&self) -> &Deltas {
+        &self.deltas
     }
 
     pub(super) fn policy(&self, group: u16) -> &Policy {

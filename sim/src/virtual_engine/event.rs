@@ -29,16 +29,16 @@ pub(super) enum Kind {
     GrantCall,
     /// A grant by C2D message; a: release, b: the hub's delivery.
     GrantMessage,
-    /// The payload's last byte; a: low, b: high half of the bytes that this request brought; the generation's
-    /// work is done.
+    /// The last byte that was asked for; a, b: the bytes that came, and what they are of
+    /// ([`told`](super::blob::told)); the generation's work is done.
     Fetched,
-    /// The same, but the bytes are not those of the payload.
+    /// The same, but the bytes are not those that were asked for.
     FetchedCorrupt,
-    /// The store refused; a: status.
+    /// The store refused; a, b: status, and what was asked for.
     FetchRefused,
-    /// The download was cut; a, b: bytes that this request brought.
+    /// The download was cut; a, b: as above.
     FetchCut,
-    /// Bytes of a download that nobody waits for any longer: a, b.
+    /// Bytes of a download that nobody waits for any longer; a, b: as above.
     FetchDropped,
     /// Verified.
     Verified,

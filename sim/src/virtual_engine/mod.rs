@@ -1,7 +1,7 @@
 //! The virtual engine: a fleet in virtual time, deterministic from its seed, on any number of threads.
 //!
 //! * `wheel`: what each shard's devices wait for. `shard`: some thousands of devices and their part of the hub.
-//! * `blob`: the store that all downloads share. `gate`: the hub's throttles.
+//! * `blob`: the store that all downloads share. `delta`: what is fetched of chunked archives. `gate`: the hub's throttles.
 //! * This file: windows, one after the other. In each, shards run in parallel; between them, sequentially and in
 //!   a fixed order, the timeline acts, throttles admit and the store sends.
 //!
@@ -12,6 +12,7 @@
 //! each device's a chain in its own order.
 
 mod blob;
+mod delta;
 mod env;
 mod event;
 mod gate;

@@ -5,6 +5,7 @@
 //! do meanwhile.
 
 mod device_side;
+mod downloads;
 mod hub_side;
 mod power;
 
@@ -74,6 +75,22 @@ mod flag {
     pub(super) const WITHDRAWN: u16 = 1 << 15;
 }
 
+/// Bits of [`Virtual::life`]: what a device has come to since it booted. But for the header a boot forgets them.
+mod life {
+    /// It has read its twin. A session that the hub remembers may be one that hears nothing: of a life that was cut off
+    /// between CONNECT and SUBSCRIBE. So a device subscribes in each of its lives.
+    pub(super) const HEARD: u8 = 1;
+    /// Its payload is planned to come by chunks.
+    pub(super) const CHUNKS: u8 = 1 << 1;
+    /// Its payload is not fetched by chunks, whatever would be cheaper.
+    pub(super) const WHOLE: u8 = 1 << 2;
+    /// So often the archive's header has not come: a count of two bits.
+    pub(super) const FAILURE: u8 = 1 << 3;
+    pub(super) const FAILURES: u8 = 3 << 3;
+    /// The archive's header is on its disk.
+    pub(super) const HEADER: u8 = 1 << 5;
+}
+
 /// A virtual device.
 pub(super) struct Virtual {
     agent: Agent,
@@ -116,9 +133,7 @@ pub(super) struct Virtual {
     cuts: u8,
     /// The cause of its last failure.
     cause: u8,
-    /// Has read its twin since it booted. A session that the hub remembers may be one that hears nothing: of a life
-    /// that was cut off between CONNECT and SUBSCRIBE. So a device subscribes in each of its lives.
-    heard: bool,
+    life: u8,
 }
 
 impl Virtual {
@@ -132,6 +147,16 @@ impl Virtual {
 
     const fn clear(&mut self, flag: u16) {
         self.flags &= !flag;
+    }
+
+    /// Nothing of the payload's archive is kept or planned any more.
+    const fn forget_archive(&mut self) {
+        self.life &= !(life::HEADER | life::CHUNKS);
+    }
+
+    /// All of the payload is fetched from now on, as long as this life lasts.
+    const fn refuse_chunks(&mut self) {
+        self.life = (self.life | life::WHOLE) & !life::CHUNKS;
     }
 }
 
@@ -234,7 +259,7 @@ impl Shard {
                 work: 0,
                 cuts: 0,
                 cause: u8::MAX,
-                heard: false,
+                life: 0,
             });
         }
         Ok(Self {

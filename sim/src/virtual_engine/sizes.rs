@@ -158,10 +158,12 @@ impl GrantTexts {
         // As long as the links of the embedded blob endpoint: path, expiry, permission, signature.
         let signature = "A".repeat(44);
         let url = format!("http://127.0.0.1:10000/{id}?se=1800000000&sp=r&sig={signature}");
+        let archive = format!("http://127.0.0.1:10000/{id}.archive?se=1800000000&sp=r&sig={signature}");
+        let delta_url = releases[release].delta.map(|_| archive);
         let request = Request { id: id.clone(), seq, target: None };
         Self {
             request: serde_json::to_vec(&request).expect("a request is plain JSON"),
-            granted: json(Outcome::Granted { url, delta_url: None, expires: 1_800_000_000 }),
+            granted: json(Outcome::Granted { url, delta_url, expires: 1_800_000_000 }),
             refused: json(Outcome::Refused("the twin does not ask for it".to_owned())),
         }
     }

@@ -200,6 +200,7 @@ impl Worker {
         let (stop, stopped) = oneshot::channel();
         self.active.insert(job.whose, stop);
         let began = self.clock.now().at;
+        self.meter.requested(1);
         let (offset, seen, settings) = (job.offset, job.seen, self.settings);
         tokio::spawn(async move {
             let fetched = http::download(job, settings, stopped).await;

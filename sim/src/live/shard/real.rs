@@ -61,6 +61,7 @@ impl Shard {
         let known = self.known.entry(index).or_default();
         if let (Some(from), Some(release)) = (known.fetching.take(), known.wanted) {
             let size = self.releases[release].size;
+            self.meter.requested(1);
             self.meter.payload(from, at, size, 0);
             self.meter.downloaded(size, at.since(from));
             self.tally.payload.add(size);

@@ -1,8 +1,11 @@
 //! The fleet, its groups and the releases.
 
+use fleetwave_agent_core::Archive;
+use fleetwave_agent_core::delta::worth_a_look;
+
 use super::super::audience;
 use super::super::fault::Fault;
-use super::super::model::{Driver, Group, Scenario, Share};
+use super::super::model::{Delta, Driver, Group, Release, Scenario, Share};
 use super::super::quantity::{Percent, Span};
 use super::super::read::{Path, Source};
 use super::super::step::Action;
@@ -15,6 +18,8 @@ const SHORTEST_LATENCY: Span = Span::from_millis(1);
 const MINUTE: Span = Span::from_secs(60);
 const DAY: Span = Span::from_secs(86_400);
 const WEEK: Span = Span::from_secs(7 * 86_400);
+/// Places in which a release may differ from the one before.
+const MOST_RANGES: u32 = 10_000;
 /// Local time is at most 14 hours from UTC.
 const MOST_MINUTES: u32 = 14 * 60;
 
@@ -190,6 +195,9 @@ fn releases(scenario: &Scenario, source: &mut Source) {
         if release.size.bytes() == 0 {
             source.error(&path(i, "size"), "a release has at least one byte", None);
         }
+        if let Some(delta) = &release.delta {
+            archive(release, delta, |key| path(i, key), source);
+        }
         let running = &scenario.fleet.release;
         if release.id == running.id && release.seq != running.seq {
             source.error(
@@ -208,5 +216,29 @@ fn releases(scenario: &Scenario, source: &mut Source) {
         if !used {
             source.warn(&path(i, "id"), format!("no step rolls out release `{}`", release.id), None);
         }
+    }
+}
+
+fn archive(release: &Release, delta: &Delta, path: impl Fn(&str) -> Path, source: &mut Source) {
+    if delta.header > delta.archive {
+        source.error(
+            &path("delta.header"),
+            format!("the header, {}, is longer than the whole archive, {}", delta.header, delta.archive),
+            Some("an archive begins with its header, and `archive` is the size of both".to_owned()),
+        );
+    }
+    if !(1..=MOST_RANGES).contains(&delta.ranges) {
+        source.error(
+            &path("delta.ranges"),
+            format!("what changed cannot lie in {} places; give 1 to {MOST_RANGES}", delta.ranges),
+            None,
+        );
+    }
+    let archive =
+        Archive { size: delta.archive.bytes(), header_size: delta.header.bytes(), header_digest: [0; 32] };
+    if !worth_a_look(&archive, release.size.bytes()) {
+        let help = Some("devices do not look at such an archive, and fetch all of the payload".to_owned());
+        let why = format!("the header, {}, is more than 1% of the payload, {}", delta.header, release.size);
+        source.warn(&path("delta.header"), why, help);
     }
 }

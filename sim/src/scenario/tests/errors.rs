@@ -270,3 +270,20 @@ fn what_is_only_suspicious_is_a_warning() {
     let said: String = loaded(&text, &[]).warnings.iter().map(|warning| format!("{warning}\n")).collect();
     insta::assert_snapshot!(said);
 }
+
+#[test]
+fn archives_that_no_release_has() {
+    let delta = |text: &str| format!("seq = 2\nsize = \"1MB\"\ndelta = {{ {text} }}");
+    let refusal = |text: &str| said(&[("seq = 2", &delta(text))]);
+    let wrong_key = refusal("archive = \"400kB\", header = \"4kB\", chnaged = \"8%\"");
+    assert!(wrong_key.contains("did you mean `changed`?"), "{wrong_key}");
+    let lacking = refusal("archive = \"400kB\", header = \"4kB\"");
+    assert!(lacking.contains("`changed`"), "{lacking}");
+    let short = refusal("archive = \"4kB\", header = \"5kB\", changed = \"8%\"");
+    assert!(short.contains("the header, 5kB, is longer than the whole archive, 4kB"), "{short}");
+    let nowhere = refusal("archive = \"400kB\", header = \"4kB\", changed = \"8%\", ranges = 0");
+    assert!(nowhere.contains("give 1 to 10000"), "{nowhere}");
+    let text = changed(&[("seq = 2", &delta("archive = \"400kB\", header = \"11kB\", changed = \"8%\""))]);
+    let warnings: Vec<String> = loaded(&text, &[]).warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings.iter().any(|warning| warning.contains("fetch all of the payload")), "{warnings:?}");
+}

@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn fetch(at: u64, device: u16, group: u16, bytes: u64) -> Request {
-    let what = What::Fetch { group, generation: 1, bytes, latency: 0, draw: u64::from(device) };
+    let what =
+        What::Fetch { part: Part::Payload, group, generation: 1, bytes, latency: 0, draw: u64::from(device) };
     Request { at, from: Address { shard: 0, device }, what }
 }
 

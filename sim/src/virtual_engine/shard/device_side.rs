@@ -2,19 +2,13 @@
 
 use fleetwave_agent_core::twin::{Desired, Status};
 use fleetwave_agent_core::{
-    Context, Effect, Event as AgentEvent, FetchError, GrantAnswer, Plan, Record, ReleaseId, State,
-    VerifyError,
+    Context, Effect, Event as AgentEvent, GrantAnswer, Record, ReleaseId, State, VerifyError,
 };
 use fleetwave_protocol::time::micros;
-use std::time::Duration;
 
-use super::super::blob::{Address, What, whole};
 use super::super::event::Kind;
-use super::{Env, Event, NEVER, Request, Shard, Worker, flag, instant, now, wall};
+use super::{Env, Event, NEVER, Shard, Worker, flag, instant, life, now, wall};
 use crate::measure::{ChangeId, Connection};
-
-/// What the store asks of those whom it refuses with 429 or 503.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// In a grant's argument: the cloud side refused.
 pub(super) const REFUSED: u32 = 1 << 31;
@@ -60,7 +54,7 @@ impl Shard {
                     accepted: instant(at),
                     first,
                 });
-                let session_present = event.a != 0 && device.heard;
+                let session_present = event.a != 0 && device.life & life::HEARD != 0;
                 self.tell(index, at, AgentEvent::Connected { session_present }, env, worker);
             }
             Kind::Closed => {
@@ -93,45 +87,20 @@ impl Shard {
                 self.notice(index, at, worker);
             }
             Kind::GrantCall | Kind::GrantMessage => self.grant_arrives(event, env, worker),
-            Kind::Fetched | Kind::FetchedCorrupt => {
-                if event.kind == Kind::FetchedCorrupt {
-                    device.set(flag::CORRUPT);
-                } else {
-                    device.clear(flag::CORRUPT);
-                }
-                device.clear(flag::FETCHING);
-                let stored = device.fetch_from + whole(&event);
-                device.hardware.keep(stored);
-                let took = Duration::from_micros(at - device.fetch_asked);
-                self.count_payload(index, at, whole(&event), env, worker);
-                worker.meter.downloaded(whole(&event), took);
-                self.tell(index, at, AgentEvent::Fetched, env, worker);
-            }
-            Kind::FetchRefused => {
-                device.clear(flag::FETCHING);
-                let error = match event.a {
-                    403 => FetchError::Forbidden,
-                    404 => FetchError::NotFound,
-                    429 | 503 => FetchError::Busy(RETRY_AFTER),
-                    _ => FetchError::Server,
-                };
-                let durable = device.hardware.stored();
-                self.tell(index, at, AgentEvent::FetchFailed { error, durable }, env, worker);
-            }
-            Kind::FetchCut => {
-                device.clear(flag::FETCHING);
-                let durable = device.fetch_from + whole(&event);
-                device.hardware.keep(durable);
-                self.count_payload(index, at, whole(&event), env, worker);
-                let error = FetchError::Interrupted;
-                self.tell(index, at, AgentEvent::FetchFailed { error, durable }, env, worker);
-            }
+            Kind::Fetched | Kind::FetchedCorrupt => self.fetched(&event, env, worker),
+            Kind::FetchRefused => self.fetch_refused(&event, env, worker),
+            Kind::FetchCut => self.fetch_cut(&event, env, worker),
             Kind::FetchDropped => self.salvage(event, env, worker),
             Kind::Verified => {
                 let release = ReleaseIdOf(event.a).get(env);
                 let spoilt = env.world().spec_of(release).is_some_and(|spec| spec.corrupt);
                 let genuine = !device.has(flag::CORRUPT) && !spoilt;
                 device.hardware.verified(genuine);
+                if genuine {
+                    device.forget_archive();
+                } else if device.life & life::CHUNKS != 0 {
+                    device.refuse_chunks();
+                }
                 let result = if genuine { Ok(()) } else { Err(VerifyError::Digest) };
                 self.tell(index, at, AgentEvent::Verified(result), env, worker);
             }
@@ -200,7 +169,7 @@ impl Shard {
             Effect::GetTwin { rid } => {
                 let subscribes = device.has(flag::SUBSCRIBE);
                 device.clear(flag::SUBSCRIBE);
-                device.heard = true;
+                device.life |= life::HEARD;
                 if subscribes {
                     worker.meter.up(env.sizes().subscribe);
                     worker.meter.down(env.sizes().suback);
@@ -239,14 +208,15 @@ impl Shard {
             }
             Effect::Fetch { release, offset } => self.fetch(index, at, release, offset, env, worker),
             Effect::Plan { release, offset } => {
-                let spent = self.spent.get(&index).copied().unwrap_or_default();
-                let plan = Plan { spent, ..Plan::full(self.releases[release].size, offset) };
-                inbox.push(AgentEvent::Planned(Ok(plan)));
+                if let Some(plan) = self.plan(index, at, release, offset, env, worker) {
+                    inbox.push(AgentEvent::Planned(Ok(plan)));
+                }
             }
             Effect::AbortFetch => self.stop_fetching(index, at, worker),
             Effect::PauseFetch => self.cut_download(index, at, 0, worker),
             Effect::Discard => {
                 device.hardware.discard();
+                device.forget_archive();
                 self.stop_fetching(index, at, worker);
                 self.devices[usize::from(index)].work = self.devices[usize::from(index)].work.wrapping_add(1);
             }
@@ -267,6 +237,7 @@ impl Shard {
                 {
                     device.payload = release.index() as u16;
                     device.furthest = 0;
+                    device.life &= life::HEARD;
                 }
                 device.hardware.persist(record);
                 if matches!(record, Record::Ended(..)) {
@@ -399,79 +370,6 @@ impl Shard {
         };
         self.grant_under_way = Some((kind, b));
         self.tell(index, at, AgentEvent::Grant { release, answer }, env, worker);
-    }
-
-    fn fetch(
-        &mut self,
-        index: u16,
-        at: u64,
-        release: ReleaseId,
-        offset: u64,
-        env: &Env,
-        worker: &mut Worker,
-    ) {
-        let who = self.who(index);
-        let size = self.releases[release].size;
-        let device = &mut self.devices[usize::from(index)];
-        device.hardware.fetch(who, offset, &mut worker.violations);
-        let first_byte = env.span(&env.world().scenario().blob.latency, who.number, &mut device.draws);
-        let draw = env.draw_bits(who.number, &mut device.draws);
-        let latency = u64::from(device.latency);
-        // SYN, SYN-ACK, the request, and the store's own time.
-        let mut arrives = at + 3 * latency + first_byte;
-        device.fetch_from = offset;
-        device.fetch_asked = at;
-        device.set(flag::FETCHING);
-        device.work = device.work.wrapping_add(1);
-        let (generation, group) = (device.work, device.group);
-        let bytes = size.saturating_sub(offset);
-        let rate = env.link(group).down.max(1e-9);
-        if let Some(outage) = self.outage(index, at) {
-            arrives += outage.until - at;
-        }
-        self.devices[usize::from(index)].fetch_arrives = arrives;
-        let what = What::Fetch { group, generation, bytes, latency, draw };
-        let from = Address { shard: self.index, device: index };
-        Self::submit(Request { at: arrives, from, what }, worker);
-        self.doom(index, at, arrives - at + (bytes as f64 / rate) as u64);
-    }
-
-    /// Stops a download that nobody wants any more; its bytes are counted when the store has said how many.
-    pub(super) fn stop_fetching(&mut self, index: u16, at: u64, worker: &mut Worker) {
-        let device = &mut self.devices[usize::from(index)];
-        if !device.has(flag::FETCHING) {
-            return;
-        }
-        device.clear(flag::FETCHING);
-        let arrives = (at + u64::from(device.latency)).max(device.fetch_arrives);
-        let what = What::Stop { generation: device.work, wanted: false, notices: 0 };
-        device.work = device.work.wrapping_add(1);
-        let from = Address { shard: self.index, device: index };
-        Self::submit(Request { at: arrives, from, what }, worker);
-    }
-
-    /// A download breaks off; the device notices after `notices`.
-    pub(super) fn cut_download(&mut self, index: u16, at: u64, notices: u64, worker: &mut Worker) {
-        let device = &mut self.devices[usize::from(index)];
-        if device.has(flag::FETCHING) {
-            let what = What::Stop { generation: device.work, wanted: true, notices };
-            let from = Address { shard: self.index, device: index };
-            Self::submit(Request { at: at.max(device.fetch_arrives), from, what }, worker);
-        }
-    }
-
-    /// Payload bytes came, up to `at`.
-    pub(super) fn count_payload(&mut self, index: u16, at: u64, bytes: u64, env: &Env, worker: &mut Worker) {
-        let counted = env.world().scenario().agent.update_cap.is_some();
-        let device = &mut self.devices[usize::from(index)];
-        let end = device.fetch_from + bytes;
-        let again = device.furthest.min(end).saturating_sub(device.fetch_from);
-        device.furthest = device.furthest.max(end);
-        // Nobody asks what an update has cost without a cap.
-        if counted {
-            *self.spent.entry(index).or_default() += bytes;
-        }
-        worker.meter.payload(instant(device.fetch_asked), instant(at), bytes, again);
     }
 
     /// The agent acts on a version of the desired properties, if it is a new one to it.

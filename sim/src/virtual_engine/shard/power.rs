@@ -3,10 +3,10 @@
 use fleetwave_agent_core::{Event as AgentEvent, State};
 use fleetwave_protocol::time::micros;
 
-use super::super::blob::whole;
+use super::super::blob::{Part, part};
 use super::super::env::{Cuts, Victims};
 use super::super::event::Kind;
-use super::{Env, Event, NEVER, Shard, Worker, flag};
+use super::{Env, Event, NEVER, Shard, Worker, flag, life};
 use crate::device::state_of;
 
 impl Shard {
@@ -44,7 +44,7 @@ impl Shard {
         self.stop_fetching(index, at, worker);
         let device = &mut self.devices[usize::from(index)];
         device.clear(flag::ON | flag::SUBSCRIBE);
-        device.heard = false;
+        device.life &= life::HEADER;
         device.session += 1;
         device.work = device.work.wrapping_add(1);
         device.wake = NEVER;
@@ -88,15 +88,16 @@ impl Shard {
     /// A download was stopped that nobody waits for; after a power cut the whole checkpoints of it are left.
     pub(super) fn salvage(&mut self, event: Event, env: &Env, worker: &mut Worker) {
         let index = event.device;
-        self.count_payload(index, event.at, whole(&event), env, worker);
+        self.count_payload(&event, env, worker);
+        let reached = self.reached(&event, env);
         let device = &mut self.devices[usize::from(index)];
         if !device.has(flag::SALVAGE) {
             return;
         }
         device.clear(flag::SALVAGE);
-        if !device.has(flag::ON) {
+        if !device.has(flag::ON) && part(&event) != Part::Header {
             let checkpoint = env.world().scenario().agent.checkpoint.bytes().max(1);
-            let whole_ones = (device.fetch_from + whole(&event)) / checkpoint * checkpoint;
+            let whole_ones = reached / checkpoint * checkpoint;
             let stored = device.hardware.stored().max(whole_ones);
             device.hardware.keep(stored);
         }
