@@ -95,8 +95,9 @@ pub(crate) trait Boot: fmt::Debug {
         Ok(None)
     }
 
-    /// The slot that boots after the next power cut if nothing else is said. What is armed for one trial is not said.
-    fn committed(&self) -> Soon<'_, Slot>;
+    /// The slot that boots after the next power cut if nothing else is said, now that `running` has come up. What is
+    /// armed for one trial is not said.
+    fn committed(&self, running: Slot) -> Soon<'_, Slot>;
 
     /// Has `committed` boot from now on, and no trial is armed: after a start into it, and before a trial is left.
     fn settle(&self, committed: Slot) -> Soon<'_, ()>;
@@ -175,7 +176,10 @@ impl BootConfig {
             Self::Tryboot { partitions, .. } if !partitions.differ() => {
                 Err("partitions: both slots boot from the same partition")
             }
-            Self::Uboot { attempts: 0, .. } => Err("attempts is 0: the committed slot would never boot"),
+            // The script counts them with `setexpr`, for which 10 is sixteen and the one below it `f`.
+            Self::Uboot { attempts: 0 | 10.., .. } => Err(
+                "attempts must be 1 to 9: with none the committed slot would never boot, and U-Boot counts in hexadecimal",
+            ),
             Self::Grub { entries, .. } => grub::check(entries),
             Self::Tryboot { .. } | Self::Uboot { .. } => Ok(()),
         }

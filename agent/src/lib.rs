@@ -37,6 +37,9 @@ mod upload;
 mod watch;
 mod watchdog;
 
+#[cfg(test)]
+#[path = "../tests/common/board.rs"]
+mod board;
 #[cfg(all(test, feature = "kubernetes"))]
 #[path = "../tests/common/cluster.rs"]
 mod cluster;

@@ -87,7 +87,7 @@ fn overwrite(block: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 impl Boot for Grub {
-    fn committed(&self) -> Soon<'_, Slot> {
+    fn committed(&self, _running: Slot) -> Soon<'_, Slot> {
         Box::pin(async {
             let (saved, _) = self.read().await?;
             saved.ok_or_else(|| {

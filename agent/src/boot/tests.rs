@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::board::Board;
 use crate::loader::{self, Machine};
 use crate::real::{have, have_loop_devices};
 
@@ -14,19 +15,20 @@ fn pair<T>(a: T, b: T) -> Pair<T> {
 
 /// The whole life of a slot that is good, and of one that is not.
 async fn trials(boot: &dyn Boot, machine: &dyn Machine) {
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::A);
+    let committed = async |running| boot.committed(running).await.expect("a slot");
     assert_eq!(machine.power_on(false), "a");
+    assert_eq!(committed(Slot::A).await, Slot::A);
     boot.settle(Slot::A).await.expect("settles");
 
     boot.forbid(Slot::B).expect("forbids");
     assert_eq!(machine.power_on(false), "a", "half a slot");
     boot.settle(Slot::A).await.expect("settles");
     boot.try_once(Slot::B).await.expect("arms");
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::A, "armed is not committed");
+    assert_eq!(committed(Slot::A).await, Slot::A, "armed is not committed");
     assert_eq!(machine.power_on(true), "b", "the trial");
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::A, "on trial");
+    assert_eq!(committed(Slot::B).await, Slot::A, "on trial");
     assert_eq!(machine.power_on(false), "a", "a power cut on trial");
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::A);
+    assert_eq!(committed(Slot::A).await, Slot::A);
     boot.settle(Slot::A).await.expect("settles");
     assert_eq!(machine.power_on(false), "a", "and not once more");
 
@@ -40,14 +42,14 @@ async fn trials(boot: &dyn Boot, machine: &dyn Machine) {
     boot.try_once(Slot::B).await.expect("arms");
     assert_eq!(machine.power_on(true), "b");
     boot.commit(Slot::B).await.expect("commits");
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::B);
-    for _ in 0..5 {
+    assert_eq!(committed(Slot::B).await, Slot::B);
+    for _ in 0..4 {
         assert_eq!(machine.power_on(false), "b", "committed");
         boot.settle(Slot::B).await.expect("settles");
     }
     boot.try_once(Slot::A).await.expect("arms");
     assert_eq!(machine.power_on(true), "a", "and back the same way");
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::B);
+    assert_eq!(committed(Slot::A).await, Slot::B);
 }
 
 #[tokio::test]
@@ -92,7 +94,7 @@ async fn grub_without_a_saved_entry_is_refused_with_the_command_that_sets_it() {
     let machine = loader::Grub::new(&dir.path().join("grubenv"));
     let boot =
         BootConfig::Grub { environment: machine.environment.clone(), entries: grub::entries() }.adapter();
-    let error = boot.committed().await.expect_err("nothing is committed").to_string();
+    let error = boot.committed(Slot::A).await.expect_err("nothing is committed").to_string();
     assert!(error.ends_with("grubenv set saved_entry=slot-a"), "{error}");
 }
 
@@ -113,6 +115,31 @@ async fn uboot_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
     assert_eq!(machine.get("bootdelay").as_deref(), Some("2"), "what is not ours stays");
 }
 
+/// Slots that do not come up, or whose agent never starts.
+async fn exhausted(boot: &dyn Boot, machine: &dyn Machine) {
+    let boots = |times| (0..times).map(|_| machine.power_on(false)).collect::<Vec<_>>();
+    boot.commit(Slot::B).await.expect("commits");
+    // No agent starts, so nobody gives the tries back.
+    assert_eq!(boots(4), ["b", "b", "b", "a"]);
+    assert_eq!(boot.committed(Slot::A).await.expect("a slot"), Slot::A, "what the next power cut brings");
+    boot.settle(Slot::A).await.expect("settles");
+    assert_eq!(boots(1), ["a"]);
+    // But never one that is being overwritten, and never none at all.
+    boot.commit(Slot::B).await.expect("commits");
+    boot.forbid(Slot::A).expect("forbids");
+    boot.settle(Slot::B).await.expect("settles");
+    assert_eq!(boots(5), ["b"; 5]);
+    // The power was cut twice before an agent was up: it is the last try.
+    boot.commit(Slot::B).await.expect("commits");
+    assert_eq!(boots(3), ["b"; 3]);
+    assert_eq!(boot.committed(Slot::B).await.expect("a slot"), Slot::B, "that has come up");
+    boot.settle(Slot::B).await.expect("settles");
+    // And the one that is armed is no way out either, once it was tried.
+    boot.try_once(Slot::A).await.expect("arms");
+    assert_eq!(boots(5), ["a", "b", "b", "b", "b"]);
+    assert_eq!(boot.committed(Slot::B).await.expect("a slot"), Slot::B);
+}
+
 #[tokio::test]
 async fn uboot_boots_the_other_slot_when_the_committed_one_does_not_come_up_any_more() {
     if !have("fw_setenv") {
@@ -120,19 +147,41 @@ async fn uboot_boots_the_other_slot_when_the_committed_one_does_not_come_up_any_
     }
     let dir = tempfile::tempdir().expect("a directory");
     let (machine, boot) = uboot(dir.path());
-    boot.commit(Slot::B).await.expect("commits");
-    // No agent starts, so nobody gives the tries back.
-    let boots: Vec<_> = (0..4).map(|_| machine.power_on(false)).collect();
-    assert_eq!(boots, ["b", "b", "b", "a"]);
-    assert_eq!(boot.committed().await.expect("a slot"), Slot::A, "what the next power cut brings");
-    boot.settle(Slot::A).await.expect("settles");
-    assert_eq!(machine.power_on(false), "a");
-    // But never one that is being overwritten.
-    boot.commit(Slot::B).await.expect("commits");
-    boot.forbid(Slot::A).expect("forbids");
+    exhausted(&*boot, &machine).await;
+}
+
+fn board(dir: &Path) -> (Board, Box<dyn Boot>) {
+    let machine = Board::new(dir);
+    let boot = BootConfig::Uboot { config: machine.config.clone(), attempts: 3 };
+    (machine, boot.adapter())
+}
+
+#[tokio::test]
+async fn a_real_uboot_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
+    if !Board::can_be() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (machine, boot) = board(dir.path());
+    trials(&*boot, &machine).await;
+    assert_eq!(machine.get("bootdelay").as_deref(), Some("0"), "what is not ours stays");
+}
+
+#[tokio::test]
+async fn a_real_uboot_leaves_a_slot_that_does_not_come_up_or_has_no_kernel() {
+    if !Board::can_be() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (machine, boot) = board(dir.path());
+    exhausted(&*boot, &machine).await;
     boot.settle(Slot::B).await.expect("settles");
-    let boots: Vec<_> = (0..4).map(|_| machine.power_on(false)).collect();
-    assert_eq!(boots, ["b", "b", "b", "none"]);
+    machine.holds("a", false);
+    boot.try_once(Slot::A).await.expect("arms");
+    assert_eq!(machine.power_on(true), "b", "the trial has no kernel");
+    boot.settle(Slot::B).await.expect("settles");
+    boot.commit(Slot::A).await.expect("commits");
+    assert_eq!(machine.power_on(false), "b", "what was committed has none any more");
 }
 
 #[tokio::test]
@@ -152,7 +201,7 @@ async fn a_torn_write_of_a_redundant_uboot_environment_leaves_the_one_before() {
         let torn = [0, 1].map(|copy| [&after[copy][..cut], &before[copy][cut..]].concat());
         machine.restore(&torn);
         let whole = torn == after;
-        let committed = boot.committed().await.expect("a slot");
+        let committed = boot.committed(Slot::B).await.expect("a slot");
         assert_eq!(committed, if whole { Slot::B } else { Slot::A }, "cut at {cut}");
     }
 }
@@ -186,52 +235,78 @@ async fn a_pi_tries_a_slot_once_and_boots_it_for_good_when_it_is_committed() {
 }
 
 #[tokio::test]
-async fn whichever_sectors_of_a_commit_reach_the_card_of_a_pi_it_boots_the_old_slot_or_the_new_one() {
+async fn whichever_sectors_of_a_change_reach_the_card_of_a_pi_it_boots_the_old_slot_or_the_new_one() {
     let dir = tempfile::tempdir().expect("a directory");
     let Some(Pi { machine, boot }) = pi(dir.path()) else { return };
     if !loader::kernel_has_fat() {
         eprintln!("skipped: this kernel cannot mount FAT");
         return;
     }
-    // From here on the file is the agent's own.
-    boot.try_once(Slot::B).await.expect("arms");
-    let before = machine.image();
-    boot.commit(Slot::B).await.expect("commits");
-    let after = machine.image();
-    let changed: Vec<usize> =
-        (0..before.len()).step_by(512).filter(|at| before[*at..at + 512] != after[*at..at + 512]).collect();
-    assert!((1..=3).contains(&changed.len()), "a few sectors: {changed:?}");
-    let mut seen = [false; 2];
-    for subset in 0..1u32 << changed.len() {
-        let mut image = before.clone();
-        for (_, at) in changed.iter().enumerate().filter(|(bit, _)| subset & (1 << bit) != 0) {
-            image[*at..at + 512].copy_from_slice(&after[*at..at + 512]);
-        }
-        let path = dir.path().join("cut.img");
-        fs::write(&path, image).expect("writes");
-        match loader::autoboot(&path, false) {
-            Some(2) => seen[0] = true,
-            Some(3) => seen[1] = true,
-            other => panic!("sectors {subset:b} of {changed:?}: boots {other:?}"),
+    // The first change is that of a file which whoever made the card has written.
+    let mut seen = Vec::new();
+    for (step, slot) in [("try", Slot::B), ("commit", Slot::B), ("try", Slot::A), ("commit", Slot::A)] {
+        let before = machine.image();
+        if step == "try" { boot.try_once(slot).await } else { boot.commit(slot).await }.expect("changes");
+        let after = machine.image();
+        let changed: Vec<usize> = (0..before.len())
+            .step_by(512)
+            .filter(|at| before[*at..at + 512] != after[*at..at + 512])
+            .collect();
+        assert!(changed.len() <= 3, "a few sectors: {changed:?}");
+        for subset in 0..1u32 << changed.len() {
+            let mut image = before.clone();
+            for (_, at) in changed.iter().enumerate().filter(|(bit, _)| subset & (1 << bit) != 0) {
+                image[*at..at + 512].copy_from_slice(&after[*at..at + 512]);
+            }
+            let path = dir.path().join("cut.img");
+            fs::write(&path, image).expect("writes");
+            for trial in [false, true] {
+                let boots = loader::autoboot(&path, trial);
+                assert!(matches!(boots, Some(2 | 3)), "{step}, {subset:b} of {changed:?}: boots {boots:?}");
+                seen.push((step, slot, trial, boots));
+            }
         }
     }
-    assert_eq!(seen, [true; 2]);
+    for partition in [2, 3] {
+        assert!(seen.contains(&("commit", Slot::B, false, Some(partition))), "{seen:?}");
+    }
+    // Arming a trial never changes what boots without one.
+    let default =
+        |slot| seen.iter().filter(move |cut| (cut.0, cut.1, cut.2) == ("try", slot, false)).map(|cut| cut.3);
+    assert!(default(Slot::B).all(|boots| boots == Some(2)) && default(Slot::A).all(|boots| boots == Some(3)));
 }
 
 #[tokio::test]
-async fn a_commit_on_a_pi_changes_less_than_a_sector_of_a_file_that_stays_where_it_is() {
+async fn a_change_on_a_pi_is_less_than_a_sector_of_a_file_that_stays_where_it_is() {
     use std::os::unix::fs::MetadataExt as _;
 
     let dir = tempfile::tempdir().expect("a directory");
     let Some(Pi { machine, boot }) = pi(dir.path()) else { return };
-    boot.try_once(Slot::B).await.expect("arms");
     let file = || fs::metadata(machine.autoboot()).map(|file| (file.ino(), file.len())).expect("it is there");
     let before = file();
     assert!(before.1 <= 512);
+    boot.try_once(Slot::B).await.expect("arms");
+    assert_eq!(file(), before);
     for slot in [Slot::B, Slot::A, Slot::B] {
         boot.commit(slot).await.expect("commits");
         assert_eq!(file(), before);
-        assert_eq!(boot.committed().await.expect("a slot"), slot);
+        assert_eq!(boot.committed(slot).await.expect("a slot"), slot);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_short_or_too_long_for_a_pi_is_replaced_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(Pi { machine, boot }) = pi(dir.path()) else { return };
+    for made in ["boot_partition=2\n".to_owned(), format!("boot_partition=2\n{}", "#\n".repeat(400))] {
+        fs::write(machine.autoboot(), made).expect("writes");
+        boot.try_once(Slot::B).await.expect("arms");
+        let length = || fs::metadata(machine.autoboot()).map(|file| file.len()).expect("it is there");
+        assert_eq!(length(), 256);
+        assert_eq!((machine.power_on(true), machine.power_on(false)), ("b", "a"));
+        boot.commit(Slot::B).await.expect("commits");
+        assert_eq!((length(), machine.power_on(false)), (256, "b"));
+        boot.commit(Slot::A).await.expect("commits");
     }
 }
 
@@ -252,6 +327,7 @@ fn a_boot_section_says_which_loader_and_a_slot_must_not_be_both() {
         ("loader = 'tryboot'", "missing field `autoboot`"),
         ("loader = 'tryboot'\nautoboot = '/x'\npartitions = { a = 2, b = 2 }", "the same partition"),
         ("loader = 'uboot'\nattempts = 0", "would never boot"),
+        ("loader = 'uboot'\nattempts = 10", "must be 1 to 9"),
         ("loader = 'grub'\nentries = { a = 'x', b = 'y z' }", "letters, digits"),
         ("loader = 'grub'\nentires = 1", "unknown field `entires`"),
     ] {

@@ -2,11 +2,11 @@
 //! partition to boot, the section `[tryboot]` from which one if the reboot asked for a trial. The request for a trial
 //! is in a register that the firmware clears, so a power cut leads back by itself.
 //!
-//! The only thing ever written is this file, on FAT, which has no journal. So it has a fixed length below one sector
-//! and is overwritten in place: one sector of data and, for the time of change, one of the directory, neither of which
-//! says anything wrong without the other. Writing a new file and renaming it would change sectors of the directory and
-//! of both allocation tables that make sense only together. A file that somebody else wrote with another length is
-//! replaced by renaming, once, when the first trial is armed.
+//! The only thing ever written is this file, on FAT, which has no journal. So it keeps the length that it has, of at
+//! most one sector, and is overwritten in place: one sector of data and, for the time of change, one of the directory,
+//! neither of which says anything wrong without the other. Writing a new file and renaming it would change sectors of
+//! the directory and of both allocation tables that make sense only together. That is done only with a file that is
+//! too short for what it has to say or longer than what the firmware reads, once, when the first trial is armed.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,8 +18,11 @@ use crate::command::Command;
 use crate::files;
 use crate::install::InstallError;
 
-/// The firmware reads no more than one sector.
-const LENGTH: usize = 256;
+/// The firmware reads no more.
+const SECTOR: u64 = 512;
+
+/// Of a file that has to be written anew.
+const LENGTH: u64 = 256;
 
 pub(super) fn device_tree() -> PathBuf {
     "/proc/device-tree/chosen/bootloader".into()
@@ -50,10 +53,7 @@ impl Tryboot {
     fn write(&self, default: Slot) -> Result<(), InstallError> {
         let [all, tryboot] = [default, default.other()].map(|slot| Some(*self.partitions.of(slot)));
         let text = Choice { all, tryboot }.text();
-        if fs::read(&self.autoboot).is_ok_and(|now| now == text.as_bytes()) {
-            return Ok(());
-        }
-        write(&self.autoboot, text.as_bytes()).map_err(self.io("writing"))
+        write(&self.autoboot, &text).map_err(self.io("writing"))
     }
 }
 
@@ -86,23 +86,32 @@ impl Choice {
     /// With `tryboot_a_b` both partitions are whole systems, each with a `config.txt` of its own.
     fn text(&self) -> String {
         let [all, tryboot] = [self.all, self.tryboot].map(Option::unwrap_or_default);
-        let mut text = format!(
-            "# Written by fleetwave-agent.\n\
-             [all]\ntryboot_a_b=1\nboot_partition={all}\n\
-             [tryboot]\nboot_partition={tryboot}\n"
-        );
-        text.extend(std::iter::repeat_n('\n', LENGTH.saturating_sub(text.len())));
-        text
+        format!("[all]\ntryboot_a_b=1\nboot_partition={all}\n[tryboot]\nboot_partition={tryboot}\n")
     }
 }
 
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|file| file.len() == content.len() as u64) {
+/// What the rest of the file is for.
+const BY: &str = "# Written by fleetwave-agent.\n";
+
+/// The file with this text, all of it or what was there before.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let now = fs::metadata(path).map_or(0, |file| file.len());
+    let in_place = (text.len() as u64..=SECTOR).contains(&now);
+    let length = usize::try_from(if in_place { now } else { LENGTH }).unwrap_or_default();
+    let mut content = text.to_owned();
+    if content.len() + BY.len() <= length {
+        content.push_str(BY);
+    }
+    content.extend(std::iter::repeat_n('\n', length.saturating_sub(content.len())));
+    if fs::read(path).is_ok_and(|now| now == content.as_bytes()) {
+        return Ok(());
+    }
+    if in_place {
         let file = File::options().write(true).open(path)?;
-        file.write_all_at(content, 0)?;
+        file.write_all_at(content.as_bytes(), 0)?;
         file.sync_all()
     } else {
-        files::replace(path, content)
+        files::replace(path, content.as_bytes())
     }
 }
 
@@ -122,7 +131,7 @@ impl Boot for Tryboot {
         }
     }
 
-    fn committed(&self) -> Soon<'_, Slot> {
+    fn committed(&self, _running: Slot) -> Soon<'_, Slot> {
         Box::pin(async {
             let slot = self.read()?.all.and_then(|partition| self.partitions.slot(&partition));
             slot.ok_or_else(|| {

@@ -2,8 +2,9 @@
 //! and takes one of them away before it boots: the scheme of RAUC's documentation, so that scripts written for that do.
 //!
 //! A slot on trial has one try. The committed slot has a few, given back each time that the agent starts in it; if none
-//! is left, because the slot does not come up any more, the other one boots. `fleetwave_try` names the slot that is
-//! armed for a trial; the script does not look at it.
+//! is left, because the slot does not come up any more, the other one boots. If that has none either, because it holds
+//! nothing that may boot, the script gives the committed slot its tries back: it is the first of the order, or the
+//! second one while `fleetwave_try` names the first as armed for a trial.
 //!
 //! Variables are changed by one `fw_setenv --script`, which writes the block once. With a redundant environment (two
 //! blocks in `fw_env.config`) a power cut in the middle leaves the one before.
@@ -77,9 +78,14 @@ impl Environment {
         self.left.get(left(slot)).copied().unwrap_or(0)
     }
 
-    /// What the script takes, when nothing is armed.
-    fn committed(&self) -> Option<Slot> {
-        self.order.iter().copied().find(|slot| self.left(*slot) > 0 && self.armed != Some(*slot))
+    /// What the script takes when nothing is armed, and what has come up has its tries again: it may be on its last one.
+    fn committed(&self, running: Slot) -> Option<Slot> {
+        let first = *self.order.first()?;
+        if let Some(armed) = self.armed {
+            return Some(armed.other());
+        }
+        let boots = |slot: &Slot| self.left(*slot) > 0 || *slot == running && running == first;
+        Some(self.order.iter().copied().find(boots).unwrap_or(running))
     }
 }
 
@@ -132,9 +138,9 @@ fn change(config: &Path, script: &str) -> Result<(), InstallError> {
 }
 
 impl Boot for Uboot {
-    fn committed(&self) -> Soon<'_, Slot> {
-        Box::pin(async {
-            self.read().await?.committed().ok_or_else(|| {
+    fn committed(&self, running: Slot) -> Soon<'_, Slot> {
+        Box::pin(async move {
+            self.read().await?.committed(running).ok_or_else(|| {
                 InstallError::Refused(format!(
                     "U-Boot's variables name no slot that boots: fw_setenv -c {} {ORDER} 'A B', and BOOT_A_LEFT {}",
                     self.config.display(),
@@ -181,12 +187,28 @@ mod tests {
 
     #[test]
     fn the_committed_slot_is_the_first_with_tries_that_is_not_on_trial() {
-        let committed = |text: &str| Environment::parse(text).committed();
-        assert_eq!(committed("BOOT_ORDER=A B\nBOOT_A_LEFT=3\nBOOT_B_LEFT=3\n"), Some(Slot::A));
-        let armed = "BOOT_ORDER=B A\nBOOT_A_LEFT=3\nBOOT_B_LEFT=1\nfleetwave_try=b\n";
-        assert_eq!(committed(armed), Some(Slot::A));
-        assert_eq!(committed("BOOT_ORDER=B A\nBOOT_A_LEFT=3\nBOOT_B_LEFT=0\n"), Some(Slot::A));
-        assert_eq!(committed("BOOT_ORDER=A B\nBOOT_A_LEFT=0\n"), None);
-        assert_eq!(committed(""), None);
+        let committed = |text: &str, running| Environment::parse(text).committed(running);
+        let both = "BOOT_ORDER=A B\nBOOT_A_LEFT=3\nBOOT_B_LEFT=3\n";
+        assert_eq!(committed(both, Slot::A), Some(Slot::A));
+        assert_eq!(committed(both, Slot::B), Some(Slot::A), "chosen by hand");
+        for left in [0, 1] {
+            let armed = format!("BOOT_ORDER=B A\nBOOT_A_LEFT=3\nBOOT_B_LEFT={left}\nfleetwave_try=b\n");
+            assert_eq!(committed(&armed, Slot::B), Some(Slot::A));
+            assert_eq!(committed(&armed, Slot::A), Some(Slot::A));
+        }
+        let failed = "BOOT_ORDER=B A\nBOOT_A_LEFT=2\nBOOT_B_LEFT=0\n";
+        assert_eq!(committed(failed, Slot::A), Some(Slot::A));
+        assert_eq!(committed("", Slot::A), None);
+    }
+
+    #[test]
+    fn the_committed_slot_is_still_it_when_it_has_come_up_on_its_last_try() {
+        let committed = |text: &str| Environment::parse(text).committed(Slot::A);
+        for other in [0, 3] {
+            let last = format!("BOOT_ORDER=A B\nBOOT_A_LEFT=0\nBOOT_B_LEFT={other}\n");
+            assert_eq!(committed(&last), Some(Slot::A));
+        }
+        let after_a_trial = "BOOT_ORDER=B A\nBOOT_A_LEFT=0\nBOOT_B_LEFT=0\nfleetwave_try=b\n";
+        assert_eq!(committed(after_a_trial), Some(Slot::A));
     }
 }

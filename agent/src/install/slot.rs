@@ -131,7 +131,7 @@ impl Slots {
     async fn find(&self) -> Result<Standing, InstallError> {
         disk::distinct(&self.options.slots).map_err(InstallError::Refused)?;
         let running = self.running().await?;
-        let committed = self.boot.committed().await?;
+        let committed = self.boot.committed(running).await?;
         if running == committed {
             crash::point("slot: before the boot loader is settled");
             self.boot.settle(committed).await?;

@@ -17,13 +17,13 @@ pub(crate) trait Machine {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().expect("the program runs");
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("text")
 }
 
@@ -147,15 +147,23 @@ impl Uboot {
 
 impl Machine for Uboot {
     fn power_on(&self, _: bool) -> &'static str {
-        for name in self.get("BOOT_ORDER").expect("there is an order").split_whitespace() {
-            let variable = format!("BOOT_{name}_LEFT");
-            let left: u32 = self.get(&variable).and_then(|text| text.parse().ok()).unwrap_or(0);
-            if left > 0 {
-                run("fw_setenv", &["-c", text(&self.config), &variable, &(left - 1).to_string()]);
-                return if name == "A" { "a" } else { "b" };
+        let order = self.get("BOOT_ORDER").expect("there is an order");
+        let set = |variable: &str, left: u32| {
+            run("fw_setenv", &["-c", text(&self.config), variable, &left.to_string()]);
+        };
+        loop {
+            for name in order.split_whitespace() {
+                let variable = format!("BOOT_{name}_LEFT");
+                let left: u32 = self.get(&variable).and_then(|text| text.parse().ok()).unwrap_or(0);
+                if left > 0 {
+                    set(&variable, left - 1);
+                    return if name == "A" { "a" } else { "b" };
+                }
             }
+            let tried = self.get("fleetwave_try").unwrap_or_default();
+            let a = matches!((&*order, &*tried), ("A B", "") | ("B A", "b"));
+            set(if a { "BOOT_A_LEFT" } else { "BOOT_B_LEFT" }, 3);
         }
-        "none"
     }
 }
 

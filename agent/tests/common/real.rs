@@ -13,6 +13,11 @@ pub(crate) fn have(tool: &str) -> bool {
     found || missing(&format!("{tool} is not installed"))
 }
 
+/// Whether a file of a package is there.
+pub(crate) fn have_file(path: &str, package: &str) -> bool {
+    Path::new(path).is_file() || missing(&format!("{package} is not installed"))
+}
+
 /// Whether this is root, with devices: what mounts and loop devices need.
 pub(crate) fn have_loop_devices() -> bool {
     let root = std::process::Command::new("losetup").arg("-f").output().is_ok_and(|out| out.status.success());
