@@ -259,7 +259,7 @@ fn the_storage_account_comes_from_a_file_and_what_is_wrong_with_it_is_said_witho
     arguments.extend(FREE);
     let output = run(&arguments);
     let message = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(message.contains("AccountKey") && !message.contains("secret"), "{message}");
     std::fs::write(&file, "UseDevelopmentStorage=true").expect("it is writable");
     let hub = Hub::start(dir.path(), &["--storage", file_name]);
@@ -270,13 +270,76 @@ fn the_storage_account_comes_from_a_file_and_what_is_wrong_with_it_is_said_witho
 fn a_wrong_scenario_or_option_is_wrong_usage() {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let data = dir.path().to_str().expect("text");
+    let certificate = dir.path().join("no-certificate");
+    std::fs::write(&certificate, "hello").expect("it is writable");
+    let certificate = certificate.to_str().expect("text");
     for (arguments, expected) in [
-        (["--devices", "no-such-scenario"], "no-such-scenario"),
-        (["--tier", "S4"], "S1"),
-        (["--set", "fleet.devices=5"], "--devices"),
+        (&["--devices", "no-such-scenario"][..], "no-such-scenario"),
+        (&["--tier", "S4"], "S1"),
+        (&["--set", "fleet.devices=5"], "name it, too, by --devices"),
+        (&["--releases-port", "9000"], "name their directory, too, by `--releases DIR`"),
+        (&["--storage-container", "logs"], "name the storage account, too"),
+        (&["--storage-ca", certificate], "name the storage account, too"),
+        (&["--storage", "AccountName=a;AccountKey=eA==", "--storage-container", "Logs"], "lower-case"),
+        (&["--units", "2"], "name the tier, too: `--tier S1`"),
+        (&["--config-cycle", "0s"], "leave it out"),
+        (
+            &["--mqtt-port", "9100", "--https-port", "9100"],
+            "--mqtt-port and --https-port are the same port, 9100",
+        ),
+        (&["--name", "my hub"], "\"my hub\" cannot stand in a certificate"),
+        (&["--device-ca", certificate], "give a file with the authority's certificate"),
+        (&["device", "add", "d1"], "--data <DIR> cannot stand before `device`"),
     ] {
-        let output = run(&["hub", "--data", data, arguments[0], arguments[1]]);
+        let output = fleetwave()
+            .args(["hub", "--data", data])
+            .args(arguments)
+            .env_remove("FLEETWAVE_STORAGE")
+            .output()
+            .expect("the binary can be run");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
     }
+}
+
+#[test]
+fn a_release_is_called_off_by_a_configuration_and_one_id_is_not_given_twice() {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let data = dir.path().to_str().expect("text");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    assert!(run(&["release", "key", &at("key")]).status.success());
+    std::fs::write(at("image"), "an image").expect("it is writable");
+    let key = format!("k1={}", at("key"));
+    let create =
+        ["release", "create", &at("image"), "--id", "fw-2", "--seq", "2", "--key", &key, "--out", &at("out")];
+    assert!(run(&create).status.success());
+    let mut hub = Hub::start(dir.path(), &[]);
+    // What is logged at `trace` is more than a pipe holds.
+    let mut log = hub.child.stderr.take().expect("it is piped");
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    assert!(run(&["hub", "device", "add", "d1", "--data", data]).status.success());
+    let release = at("out/fw-2-2");
+    let configure = |id, more: &[&str]| {
+        let mut arguments =
+            vec!["hub", "configure", id, "--release", &release, "--condition", "*", "--data", data];
+        arguments.extend(more);
+        run(&arguments)
+    };
+    let desired = || {
+        let twin: Value =
+            serde_json::from_slice(&run(&["hub", "twin", "d1", "--data", data]).stdout).expect("JSON");
+        (
+            twin["properties"]["desired"]["firmware"]["id"].clone(),
+            twin["properties"]["desired"]["firmware"]["cancel"].clone(),
+        )
+    };
+    assert!(configure("rollout", &[]).status.success());
+    assert_eq!(desired(), ("fw-2".into(), Value::Null));
+    let again = configure("rollout", &["--cancel"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("`fleetwave hub unconfigure rollout`"), "{}", text(&again.stderr));
+    assert!(configure("stop", &["--cancel", "--priority", "20"]).status.success());
+    assert_eq!(desired(), ("fw-2".into(), true.into()));
+    assert!(run(&["hub", "unconfigure", "stop", "--data", data]).status.success());
+    assert_eq!(desired(), ("fw-2".into(), Value::Null));
 }

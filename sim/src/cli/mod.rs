@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use self::args::{Arguments, Command};
 use crate::release::{KeyError, ShelfError};
@@ -51,7 +52,10 @@ enum CliError {
 impl CliError {
     const fn exit_code(&self) -> u8 {
         match self {
-            Self::Scenario(_) | Self::Contradiction(_) | Self::Release(ShelfError::Wrong(_)) => USAGE,
+            Self::Scenario(_)
+            | Self::Contradiction(_)
+            | Self::Release(ShelfError::Wrong(_) | ShelfError::Form { .. }) => USAGE,
+            Self::Hub(error) if error.is_usage() => USAGE,
             Self::Engine(error) => error.exit_code(),
             Self::Output(_)
             | Self::Signals(_)
@@ -81,7 +85,11 @@ impl CliError {
 /// Does what the command line says, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let code = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    let code = match arguments.command {
         Command::Run(arguments) => session::run(&arguments),
         Command::Check(arguments) => check(&arguments),
         Command::Hub(arguments) => hub::run(&arguments),
@@ -94,6 +102,27 @@ pub fn main() -> ExitCode {
         error.report();
         error.exit_code()
     }))
+}
+
+/// Says what is wrong with what was typed, or prints what was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let command = error.get(ContextKind::InvalidSubcommand);
+    if let (ErrorKind::ArgumentConflict, Some(command)) = (error.kind(), command) {
+        let before = match error.get(ContextKind::PriorArg) {
+            Some(ContextValue::Strings(many)) => many.join(" "),
+            Some(one) => one.to_string(),
+            None => "an option".to_owned(),
+        };
+        let text = format!(
+            "error: {before} cannot stand before `{command}`: there it is said to a hub that is to be started\n  = help: \
+             what is said to a command stands behind it, as in `fleetwave hub {command} … --data DIR`\n"
+        );
+        // There is nowhere left to complain when standard error is gone.
+        let _ = io::stderr().write_all(text.as_bytes());
+        return ExitCode::from(USAGE);
+    }
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE))
 }
 
 fn check(arguments: &args::Check) -> Result<u8, CliError> {

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::{CliError, output};
-use crate::release::{self, Recipe, Shelf, SigningKeyFile};
+use crate::release::{self, Recipe, Shelf, ShelfError, SigningKeyFile};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -49,6 +49,9 @@ enum Command {
     },
 }
 
+/// The largest whole number that a twin takes.
+const MOST: u64 = 4_503_599_627_370_496;
+
 #[derive(Debug, Args)]
 struct Create {
     /// What devices install: an image, an archive, a manifest
@@ -59,7 +62,12 @@ struct Create {
     id: String,
 
     /// Rises with every release of a target: devices take none that is below the one they have
-    #[arg(long, value_name = "N")]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u64).range(1..=MOST)
+    )]
     seq: u64,
 
     /// What it is for: `firmware`, `components.NAME` or `workloads.NAME`
@@ -120,6 +128,12 @@ fn bar(payload: &Path) -> ProgressBar {
 }
 
 fn load(keys: &[SigningKeyFile]) -> Result<Vec<(String, SigningKey)>, CliError> {
+    for (place, key) in keys.iter().enumerate() {
+        if keys[..place].iter().any(|other| other.name == key.name) {
+            let problem = format!("--key {}=… is given twice: a name stands for one key", key.name);
+            return Err(ShelfError::Wrong(problem).into());
+        }
+    }
     keys.iter().map(|key| Ok((key.name.clone(), key.load()?))).collect()
 }
 

@@ -18,10 +18,12 @@ use rand::Rng as _;
 pub(crate) enum KeyError {
     #[error("cannot read the key {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("cannot write the key {}: {}", path.display(), if source.kind() == io::ErrorKind::AlreadyExists {
-        "it exists, and a key that signed releases is not to be overwritten"
-    } else { "see below" })]
+    #[error("cannot write the key {}", path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error(
+        "the key {} exists, and one that signed releases is not to be overwritten\n  = help: choose another name", .0.display()
+    )]
+    Exists(PathBuf),
     #[error(
         "{} is not an Ed25519 key in PKCS #8 PEM form\n  = help: `fleetwave release key FILE` makes one, and so does \
          `openssl genpkey -algorithm ed25519`", .0.display()
@@ -73,7 +75,10 @@ pub(crate) fn create(path: &Path) -> Result<String, KeyError> {
         file.write_all(pem.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|source| KeyError::Write { path: path.to_owned(), source })?;
+    write().map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => KeyError::Exists(path.to_owned()),
+        _ => KeyError::Write { path: path.to_owned(), source },
+    })?;
     Ok(public(&key))
 }
 
@@ -93,7 +98,7 @@ mod tests {
         let made = create(&path).expect("made");
         let named: SigningKeyFile = format!("k1={}", path.display()).parse().expect("well-formed");
         assert_eq!(public(&named.load().expect("read")), made);
-        assert!(matches!(create(&path), Err(KeyError::Write { .. })));
+        assert!(matches!(create(&path), Err(KeyError::Exists(_))));
     }
 
     #[test]

@@ -25,7 +25,9 @@ pub(crate) enum ShelfError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("{} is no release: {why}", path.display())]
+    #[error(
+        "{} is no release: {why}\n  = help: give the directory that `fleetwave release create` printed", path.display()
+    )]
     Form { path: PathBuf, why: String },
     #[error(
         "{} exists\n  = help: a release never changes once devices may have heard of it: choose another id or sequence", .0.display()
@@ -122,6 +124,12 @@ impl Shelf {
         done: impl FnMut(u64),
     ) -> Result<Release, ShelfError> {
         recipe.check()?;
+        if self.0.is_file() {
+            return Err(ShelfError::Wrong(format!(
+                "--out {}: it is a file, and no directory",
+                self.0.display()
+            )));
+        }
         fs::create_dir_all(&self.0).map_err(ShelfError::write(&self.0))?;
         let name: String = format!("{}-{}", recipe.id, recipe.seq)
             .chars()
@@ -189,7 +197,18 @@ fn copy(from: &Path, to: &Path) -> Result<(u64, [u8; 32]), ShelfError> {
 /// The reference in a release's directory.
 pub(crate) fn read_reference(dir: &Path) -> Result<Map<String, Value>, ShelfError> {
     let path = dir.join(REFERENCE);
-    let text = fs::read(&path).map_err(ShelfError::read(&path))?;
+    let text = fs::read(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if dir.exists() => {
+            ShelfError::Form { path: dir.to_owned(), why: format!("it has no {REFERENCE}") }
+        }
+        io::ErrorKind::NotFound => {
+            ShelfError::Form { path: dir.to_owned(), why: "it does not exist".to_owned() }
+        }
+        io::ErrorKind::NotADirectory => {
+            ShelfError::Form { path: dir.to_owned(), why: "it is not a directory".to_owned() }
+        }
+        _ => ShelfError::read(&path)(error),
+    })?;
     serde_json::from_slice(&text).map_err(|error| ShelfError::Form { path, why: error.to_string() })
 }
 

@@ -73,7 +73,7 @@ impl Ready {
             data: home.data.clone(),
             place: place(&arguments.place),
             tier: arguments.tier,
-            units: arguments.units,
+            units: arguments.units.unwrap_or(1),
             mqtt: hub.tls_address(),
             https,
             amqps: hub.amqps_address(),

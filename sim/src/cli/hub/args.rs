@@ -77,6 +77,11 @@ pub(super) struct Configure {
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(super) priority: u32,
 
+    /// Call the release off: devices that have not begun its trial stop, and stay on what they run. A configuration that
+    /// asks for it needs a lower priority
+    #[arg(long)]
+    pub(super) cancel: bool,
+
     #[command(flatten)]
     pub(super) place: Place,
 }
@@ -120,9 +125,9 @@ pub(super) struct Serve {
     #[arg(long, value_enum, ignore_case = true, default_value = "none", help_heading = "What it is")]
     pub(super) tier: TierName,
 
-    /// The tier's units
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "What it is")]
-    pub(super) units: u32,
+    /// The tier's units [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "What it is")]
+    pub(super) units: Option<u32>,
 
     /// Apply configurations at multiples of this time, as IoT Hub does every five minutes [default: at once]
     #[arg(long, value_name = "SPAN", help_heading = "What it is")]
@@ -149,9 +154,9 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE|STRING", help_heading = "What it is")]
     pub(super) storage: Option<String>,
 
-    /// The container in that account
-    #[arg(long, value_name = "NAME", default_value = "uploads", help_heading = "What it is")]
-    pub(super) storage_container: String,
+    /// The container in that account [default: uploads]
+    #[arg(long, value_name = "NAME", help_heading = "What it is")]
+    pub(super) storage_container: Option<String>,
 
     /// A file with an authority's certificate in PEM form that vouches for the storage account's endpoint, beside the
     /// hub's own authority and the system's
@@ -163,7 +168,7 @@ pub(super) struct Serve {
     pub(super) devices: Option<String>,
 
     /// Change any key of that scenario, e.g. `fleet.devices=50` or `script.refuse=5%`; may be given more than once
-    #[arg(long, value_name = "KEY=VALUE", requires = "devices", help_heading = "What it is")]
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "What it is")]
     pub(super) set: Vec<String>,
 
     /// Hand out the releases of this directory (`fleetwave release create` makes them) to the devices whose twins ask for
@@ -195,15 +200,9 @@ pub(super) struct Serve {
     #[arg(long, value_name = "PORT", default_value_t = 8484, help_heading = "Where it listens")]
     pub(super) admin_port: u16,
 
-    /// Port from which devices download releases, over HTTPS
-    #[arg(
-        long,
-        value_name = "PORT",
-        default_value_t = 8444,
-        requires = "releases",
-        help_heading = "Where it listens"
-    )]
-    pub(super) releases_port: u16,
+    /// Port from which devices download releases, over HTTPS [default: 8444]
+    #[arg(long, value_name = "PORT", help_heading = "Where it listens")]
+    pub(super) releases_port: Option<u16>,
 
     /// Listen for MQTT without TLS, too: keys can be read on the way [default: off]
     #[arg(long, value_name = "PORT", help_heading = "Where it listens")]

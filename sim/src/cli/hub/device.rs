@@ -16,7 +16,8 @@ pub(super) fn add(id: &str, tags: Option<&str>, place: &Place) -> Result<String,
     let tags: Option<Map<String, Value>> = match tags {
         None => None,
         Some(text) => Some(serde_json::from_str(text).map_err(|error| {
-            HubError::Answer(format!("--tags is not a JSON object: {error}, e.g. '{{\"site\": \"berlin\"}}'"))
+            let problem = format!("--tags is not a JSON object: {error}");
+            HubError::Usage { problem, fix: "in a shell, `--tags '{\"site\": \"berlin\"}'`".to_owned() }
         })?),
     };
     let running = Running::find(place)?;
@@ -53,7 +54,14 @@ pub(super) fn twin(id: &str, place: &Place) -> Result<Value, HubError> {
 pub(super) fn configure(arguments: &Configure) -> Result<Value, HubError> {
     let configuration = configuration(arguments)?;
     let path = format!("/configurations/{}", bag::encode(&arguments.id));
-    Running::find(&arguments.place)?.ask(Method::PUT, &path, Some(&configuration))
+    Running::find(&arguments.place)?.ask(Method::PUT, &path, Some(&configuration)).map_err(|error| match error {
+        HubError::Answer(text) if text.contains("ConfigurationAlreadyExists") => HubError::Answer(format!(
+            "there is a configuration {id} already, and what one asks for does not change\n  = help: choose another id \
+             and a higher --priority, or delete that one first: `fleetwave hub unconfigure {id}`",
+            id = arguments.id
+        )),
+        other => other,
+    })
 }
 
 fn configuration(arguments: &Configure) -> Result<Value, HubError> {
@@ -66,6 +74,10 @@ fn configuration(arguments: &Configure) -> Result<Value, HubError> {
     let reported = format!("properties.reported.{target}");
     let devices = "SELECT deviceId FROM devices WHERE";
     let of_release = format!("{reported}.target = '{id}'");
+    let mut reference = reference;
+    if arguments.cancel {
+        reference.insert("cancel".to_owned(), true.into());
+    }
     Ok(json!({
         "id": arguments.id,
         "content": { "deviceContent": { format!("properties.desired.{target}"): reference } },

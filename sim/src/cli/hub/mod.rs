@@ -7,6 +7,7 @@ mod home;
 mod local;
 mod offers;
 mod serve;
+mod usage;
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,13 +42,18 @@ pub(super) enum HubError {
     #[error(transparent)]
     Certificates(#[from] PkiError),
     #[error("{problem}\n  = help: {fix}")]
+    Usage { problem: String, fix: String },
+    #[error("{problem}\n  = help: {fix}")]
     Port { problem: String, fix: String },
     #[error(
         "no hub runs here: there is no {}\n  = help: start `fleetwave hub`, and give both commands the same --data and \
          --cert-dir", path.display()
     )]
     NotRunning { path: PathBuf },
-    #[error("the hub at {address} cannot be reached: {why}")]
+    #[error(
+        "the hub at {address} cannot be reached: {why}\n  = help: one that was killed leaves word that it runs: start \
+         `fleetwave hub` again"
+    )]
     Unreachable { address: SocketAddr, why: String },
     #[error("{0}")]
     Answer(String),
@@ -65,6 +71,19 @@ pub(super) enum HubError {
     Offers(#[from] BlobError),
     #[error(transparent)]
     Release(#[from] ShelfError),
+}
+
+impl HubError {
+    /// Whether what was typed is wrong.
+    pub(super) const fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Usage { .. }
+                | Self::Storage(_)
+                | Self::Certificates(PkiError::Name(_))
+                | Self::Release(ShelfError::Form { .. })
+        )
+    }
 }
 
 /// Does what the arguments say, and returns the exit code.

@@ -12,6 +12,7 @@ use fleetwave_hub::admin::{Admin, AdminError, AdminServer};
 use fleetwave_hub::blob::BlobError;
 use fleetwave_hub::events::{EventOptions, Source};
 use fleetwave_hub::pki::Pki;
+use fleetwave_hub::x509::Authorities;
 use fleetwave_hub::{Clock, DpsSettings, HubServer, ListenError, StartError, StorageAccount};
 use fleetwave_hub_core::throttle::Tier;
 use fleetwave_hub_core::{Cycle, Options};
@@ -22,6 +23,7 @@ use super::announce::{self, Ready};
 use super::args::{EventKind, Serve, TierName};
 use super::home::{Home, Keys, write_secret};
 use super::offers::Offers;
+use super::usage;
 use crate::cli::{CliError, output};
 use crate::live::script::ScriptedFleet;
 use crate::scenario;
@@ -38,6 +40,8 @@ const MOST_THREADS: usize = 16;
 const LOG: &str = "warn,fleetwave=info,fleetwave_hub=info,rumqttd=off";
 
 pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
+    let storage = storage_text(arguments);
+    usage::check(arguments, storage.is_some())?;
     log();
     let signals = signals()?;
     let home = Home::find(&arguments.place)?;
@@ -57,7 +61,7 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
         None => None,
     };
     let hub = told("starting the hub, and loading what it keeps", || {
-        start(arguments, &home, &keys, &names, &pki, clock, offers.as_ref())
+        start(arguments, storage, &home, &keys, &names, &pki, clock, offers.as_ref())
     })?;
     let releases = offers.as_ref().map(Offers::address);
     let _serving = offers.map(|offers| offers.serve(hub.control()));
@@ -109,8 +113,10 @@ pub(super) fn serve(arguments: &Serve) -> Result<u8, CliError> {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "they are what a hub is made of")]
 fn start(
     arguments: &Serve,
+    storage: Option<String>,
     home: &Home,
     keys: &Keys,
     names: &[String],
@@ -148,7 +154,7 @@ fn start(
         .amqps(at(arguments.amqps_port), Some(pki.server_config()))
         .event_options(EventOptions { name: Some(short_name(names)), sources, ..EventOptions::default() })
         .group_key(keys.group_key.clone())
-        .tier(tier, arguments.units)
+        .tier(tier, arguments.units.unwrap_or(1))
         .options(Options { cycle, ..Options::default() })
         .provisioning(provisioning)
         .clock(clock);
@@ -158,7 +164,7 @@ fn start(
     if let Some(data) = &home.data {
         builder = builder.data(data);
     }
-    if let Some(account) = storage(arguments, pki)? {
+    if let Some(account) = storage.map(|given| account(given, arguments, pki)).transpose()? {
         builder = builder.storage(account);
     }
     if let Some(port) = arguments.plain_mqtt_port {
@@ -174,7 +180,13 @@ fn start(
         builder = builder.policy(policy.clone());
     }
     for path in &arguments.device_ca {
-        builder = builder.device_ca(&read(path)?);
+        let pem = read(path)?;
+        Authorities::from_pem([pem.as_str()]).map_err(|error| HubError::Usage {
+            problem: format!("--device-ca {}: {error}", path.display()),
+            fix: "give a file with the authority's certificate, from -----BEGIN CERTIFICATE----- on"
+                .to_owned(),
+        })?;
+        builder = builder.device_ca(&pem);
     }
     builder.start().map_err(|error| match error {
         StartError::Listen(error) => port_error(&error, option_of(arguments, error.address.port())),
@@ -192,25 +204,31 @@ fn offer(
 ) -> Result<Offers, HubError> {
     let named = names.iter().find(|name| !name.ends_with(".azure-devices.net"));
     let host = named.map_or("localhost", String::as_str);
-    let address = SocketAddr::new(arguments.bind, arguments.releases_port);
+    let address = SocketAddr::new(arguments.bind, arguments.releases_port.unwrap_or(usage::RELEASES_PORT));
     Offers::open(dir, address, host, pki, clock).map_err(|error| match error {
         HubError::Offers(BlobError::Listen(error)) => port_error(&error, "--releases-port"),
         other => other,
     })
 }
 
-/// Where devices' files go.
-fn storage(arguments: &Serve, pki: &Pki) -> Result<Option<StorageAccount>, HubError> {
+/// Where devices' files go, as it was given.
+fn storage_text(arguments: &Serve) -> Option<String> {
     let given = arguments.storage.clone().or_else(|| env::var(STORAGE).ok());
-    let Some(given) = given.filter(|given| !given.is_empty()) else { return Ok(None) };
+    given.filter(|given| !given.is_empty())
+}
+
+/// The storage account.
+fn account(given: String, arguments: &Serve, pki: &Pki) -> Result<StorageAccount, HubError> {
     let path = Path::new(&given);
     // A connection string is made of members with `=`.
     let text = if given.contains('=') && !path.is_file() { given } else { read(path)? };
-    let mut account = StorageAccount::parse(&text, &arguments.storage_container)?.trust(pki.ca_pem())?;
+    let mut account =
+        StorageAccount::parse(&text, arguments.storage_container.as_deref().unwrap_or("uploads"))?
+            .trust(pki.ca_pem())?;
     if let Some(path) = &arguments.storage_ca {
         account = account.trust(&read(path)?)?;
     }
-    Ok(Some(account))
+    Ok(account)
 }
 
 fn read(path: &Path) -> Result<String, HubError> {
