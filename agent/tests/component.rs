@@ -1,7 +1,7 @@
 //! A component from the twin to its service: archives, a systemd unit, hooks, a way back.
 //!
 //! `systemctl` is a script here: it writes down what it is told, and answers as systemd would for a unit that runs what
-//! `current` leads to.
+//! `current` leads to, and that has `StartLimitBurst=1`.
 
 mod support;
 
@@ -32,12 +32,15 @@ impl Device {
         let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap_or_default());
         world.environment.push(("PATH", path));
         let systemctl = format!(
-            "#!/bin/sh\necho \"$@\" >>{log}\ncase \"$1 $(cat {dir}/current/version 2>/dev/null)\" in\n\
-             restart*crashes) exit 1;;\nshow*loops) echo ActiveState=active; echo NRestarts=3;;\n\
+            "#!/bin/sh\ncd {tools}\nversion=$(cat app/current/version 2>/dev/null)\necho \"$@\" >>log\n\
+             case \"$1 $version\" in\nreset-failed*) rm -f failed;;\n\
+             restart*) test ! -e failed || exit 1; echo $version >>started;;\nesac\n\
+             case \"$1 $version\" in\n\
+             restart*crashes) touch failed; exit 1;;\nrestart*loops | restart*fails) touch failed;;\n\
+             show*loops) echo ActiveState=active; echo NRestarts=3;;\n\
              show*fails) echo ActiveState=failed; echo NRestarts=0;;\n\
              show*) echo ActiveState=active; echo NRestarts=0;;\nesac\n",
-            log = tools.path().join("log").display(),
-            dir = dir.display()
+            tools = tools.path().display()
         );
         let path = tools.path().join("systemctl");
         fs::write(&path, systemctl).expect("written");
@@ -56,7 +59,14 @@ impl Device {
     /// What systemd was told to do.
     fn told(&self) -> Vec<String> {
         let log = fs::read_to_string(self.tools.path().join("log")).unwrap_or_default();
-        log.lines().filter(|line| !line.starts_with("show")).map(str::to_owned).collect()
+        let does = |line: &&str| !line.starts_with("show") && !line.starts_with("reset-failed");
+        log.lines().filter(does).map(str::to_owned).collect()
+    }
+
+    /// What was started last.
+    fn started(&self) -> String {
+        let started = fs::read_to_string(self.tools.path().join("started")).unwrap_or_default();
+        started.lines().last().unwrap_or_default().to_owned()
     }
 
     fn desire(&self, seq: u64, payload: Vec<u8>) {
@@ -100,6 +110,7 @@ fn a_component_takes_its_releases_and_leaves_those_that_do_not_work() {
         device.desire(seq, payload(version));
         assert_eq!(device.outcome(), "app-2 unhealthy", "{}", device.world.log());
         assert_eq!(device.version(), "good", "{version}");
+        assert_eq!(device.started(), "good", "although systemd starts no unit that {version} again");
     }
     assert_eq!(device.told().len(), 7, "each was started, and the one before after it: {:?}", device.told());
     let log = device.world.log();

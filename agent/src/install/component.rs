@@ -161,6 +161,14 @@ impl Component {
             state => Verdict::Broken(format!("{unit} is {}", state.unwrap_or("unknown to systemd"))),
         }
     }
+
+    /// Has systemd forget how often the unit has failed. What another release did is not this one's fault, and after
+    /// some starts in a row systemd starts nothing more for a while: not even the release that is gone back to.
+    async fn forgive(&self, unit: &str) {
+        let forgotten = Program::new("systemctl").args(["reset-failed", "--", unit]).succeed().await;
+        // A unit that was never started has nothing to forget.
+        let _ = forgotten.inspect_err(|error| tracing::debug!(target = self.target, %error, "not forgiven"));
+    }
 }
 
 impl Runner for Component {
@@ -193,6 +201,9 @@ impl Runner for Component {
                 Action::ReloadOrRestart => Some("reload-or-restart"),
                 Action::None => None,
             };
+            if to.is_some() {
+                self.forgive(unit).await;
+            }
             if let Some(action) = action {
                 Program::new("systemctl").args([action, "--", unit]).within(SYSTEMD).succeed().await?;
             }
