@@ -138,7 +138,7 @@ pub(crate) async fn live_locked(
             Death::GoingDown => {
                 tracing::warn!("the machine goes down");
                 host.watched(Seen::GoingDown);
-                if stopped(stop.as_mut(), &mut guard).await {
+                if stopped(stop.as_mut(), &mut guard, host).await {
                     break Ended::Stopped;
                 }
                 tracing::error!("the machine has not gone down: the agent goes on");
@@ -150,13 +150,19 @@ pub(crate) async fn live_locked(
     ended
 }
 
-/// Waits for the machine to go down, which stops the agent; false if it takes too long.
-async fn stopped(mut stop: Pin<&mut impl Future<Output = ()>>, guard: &mut Guard<'_>) -> bool {
+/// Waits for the machine to go down, which stops the agent; false if it takes too long. Both watchdogs are kept content
+/// meanwhile: an agent that is started anew before the machine went down would take back what is to boot.
+async fn stopped(
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+    guard: &mut Guard<'_>,
+    host: &mut Host,
+) -> bool {
     let give_up = tokio::time::Instant::now() + GOING_DOWN;
     loop {
         tokio::select! {
             () = stop.as_mut() => return true,
             () = guard.due() => guard.keep_alive(),
+            () = host.beat() => host.supervisor.alive(),
             () = tokio::time::sleep_until(give_up) => return false,
         }
     }
@@ -335,6 +341,7 @@ impl<'a> Device<'a> {
                 () = stop.as_mut() => return Some(Death::Ended(Ended::Stopped)),
                 rebooted = &mut rebooting => break rebooted,
                 () = guard.due() => guard.keep_alive(),
+                () = self.host.beat() => self.host.supervisor.alive(),
             }
         };
         match rebooted {

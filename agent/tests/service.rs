@@ -10,6 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
 use fleetwave_hub::blob::Content;
+use serde_json::json;
 
 use support::{PATIENCE, Process, World, eventually, program, runs};
 
@@ -35,6 +36,13 @@ impl Manager {
             }
         }
     }
+
+    /// What was said and not heard yet is passed over.
+    fn forgets(&self) {
+        self.0.set_nonblocking(true).expect("a mode");
+        while self.0.recv(&mut [0; 1024]).is_ok() {}
+        self.0.set_nonblocking(false).expect("a mode");
+    }
 }
 
 #[test]
@@ -56,6 +64,34 @@ fn systemd_hears_that_the_agent_is_ready_what_it_does_that_it_lives_and_that_it_
     assert_eq!(heard.matches("READY=1").count(), 0, "once is enough: {heard}");
     assert!(agent.terminate().success());
     manager.hears("STOPPING=1\n");
+}
+
+#[test]
+fn systemd_hears_that_the_agent_lives_while_the_machine_goes_down() {
+    let world = World::with(None, &[], "[reboot]\ncommand = [\"true\"]\n");
+    let manager = Manager::new(&world);
+    let agent = program()
+        .args(["run", "--config"])
+        .arg(world.config())
+        .env("NOTIFY_SOCKET", world.dir.path().join("notify"))
+        // Not so often that nobody hears it while something else is waited for: a socket keeps ten messages.
+        .env("WATCHDOG_USEC", "2000000")
+        .stderr(File::create(world.dir.path().join("log")).expect("a log"))
+        .spawn()
+        .expect("the agent starts");
+    let agent = Process(agent);
+    manager.hears("STATUS=up to date\n");
+    assert_eq!(world.call("reboot", &json!(null)).0, 200);
+    eventually("the machine goes down", || {
+        manager.forgets();
+        world.log().contains("the machine goes down")
+    });
+    // One of these may have been under way before.
+    manager.forgets();
+    for _ in 0..3 {
+        manager.hears("WATCHDOG=1\n");
+    }
+    assert!(agent.terminate().success());
 }
 
 #[test]
