@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use zbus::export::futures_core::Stream;
 use zbus::{OwnedVariant, Variant};
 
@@ -19,6 +19,8 @@ use crate::install::InstallError;
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often is asked whether it still installs.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long the bus may take with a signal that was sent before an answer.
+const SIGNAL: Duration = Duration::from_secs(1);
 
 #[zbus::proxy(
     interface = "de.pengutronix.rauc.Installer",
@@ -165,23 +167,14 @@ impl Bus {
         let completed = self.rauc.receive_completed().await.map_err(|error| refused(what, &error))?;
         let mut completed = pin!(completed);
         self.rauc.install_bundle(source, HashMap::new()).await.map_err(|error| refused(what, &error))?;
-        let waiting = async {
-            loop {
-                tokio::select! {
-                    signal = poll_fn(|cx| completed.as_mut().poll_next(cx)) => {
-                        let result = signal.and_then(|signal| signal.args().ok().map(|args| *args.result()));
-                        return result.ok_or_else(|| InstallError::Refused("the connection to RAUC was lost".into()));
-                    }
-                    () = sleep(LOOK) => {
-                        // A service that died and was started anew sends no signal about what it does not know of.
-                        let operation = self.rauc.operation().await.map_err(|error| refused(what, &error))?;
-                        if operation == "idle" {
-                            return Ok(1);
-                        }
-                    }
-                }
-            }
+        let signal = async {
+            let signal = poll_fn(|cx| completed.as_mut().poll_next(cx)).await;
+            signal.and_then(|signal| signal.args().ok().map(|args| *args.result()))
         };
+        let waiting = ended(signal, LOOK, async || {
+            let operation = self.rauc.operation().await.map_err(|error| refused(what, &error))?;
+            Ok(operation == "idle")
+        });
         let result = timeout(limit, waiting).await;
         let result = result.map_err(|_| {
             InstallError::Refused(format!("RAUC did not install the bundle within {limit:?}"))
@@ -192,5 +185,63 @@ impl Bus {
         let error = self.rauc.last_error().await.unwrap_or_default();
         let why = if error.is_empty() { "it did not say why" } else { &error };
         Err(InstallError::Payload(format!("RAUC did not install it: {why}")))
+    }
+}
+
+/// How an installation has ended that `signal` tells the end of, with `None` if the connection is lost.
+async fn ended(
+    signal: impl Future<Output = Option<i32>>,
+    look: Duration,
+    mut is_idle: impl AsyncFnMut() -> Result<bool, InstallError>,
+) -> Result<i32, InstallError> {
+    let mut signal = pin!(signal);
+    let told = |result: Option<i32>| {
+        result.ok_or_else(|| InstallError::Refused("the connection to RAUC was lost".into()))
+    };
+    loop {
+        if let Ok(result) = timeout(look, signal.as_mut()).await {
+            return told(result);
+        }
+        // A service that died and was started anew sends no signal about what it does not know of. One that has just
+        // done its work has sent it before it was idle.
+        if is_idle().await? {
+            return timeout(SIGNAL, signal).await.map_or(Ok(1), told);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::{pending, ready};
+    use std::task::Poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_installation_that_ends_while_it_is_looked_after_has_not_failed() {
+        let done = Cell::new(false);
+        let signal = poll_fn(|_| if done.get() { Poll::Ready(Some(0)) } else { Poll::Pending });
+        let ended = ended(signal, Duration::ZERO, async || {
+            done.set(true);
+            Ok(true)
+        });
+        assert_eq!(ended.await.expect("it ended"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_was_started_anew_has_not_installed_it() {
+        let looks = Cell::new(0);
+        let ended = ended(pending(), Duration::ZERO, async || {
+            looks.set(looks.get() + 1);
+            Ok(looks.get() == 3)
+        });
+        assert_eq!((ended.await.expect("it ended"), looks.get()), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_lost_is_no_end() {
+        let error = ended(ready(None), LOOK, async || Ok(false)).await.expect_err("lost");
+        assert!(error.to_string().contains("was lost"), "{error}");
     }
 }
