@@ -8,6 +8,7 @@ use fleetwave_protocol::{Profile, WallTime};
 use tokio::time::Instant;
 
 use super::assignment::Assignment;
+use super::dial::share;
 use super::settings::{Address, Hub, Provisioning, check_device, is_loopback};
 use super::tls::{Client, TlsPool};
 use super::{LinkError, register};
@@ -46,6 +47,8 @@ pub(crate) struct Access {
 struct Known {
     assigned: Option<Assignment>,
     station: Option<Arc<Station>>,
+    /// When the provisioning service may be asked again.
+    ask_again: Option<Instant>,
     /// Since when the hub has refused the device.
     refused_since: Option<Instant>,
     /// The wrong clock has been told of.
@@ -211,6 +214,7 @@ impl Access {
             let assigned = match self.assigned(provisioning) {
                 Some(assigned) => assigned,
                 None => {
+                    self.patience(provisioning).await?;
                     let assigned = register::register(self, provisioning, proof).await?;
                     tracing::info!(hub = assigned.hub, device = assigned.device_id, "provisioned");
                     if let Err(error) = assigned.save(&self.state) {
@@ -269,6 +273,24 @@ impl Access {
         known.assigned.clone()
     }
 
+    /// The provisioning service wants to be left in peace for `pause`. It has said so to many at once: they come back at
+    /// different times.
+    pub(super) fn is_asked_for_patience(&self, status: u16, pause: Duration) {
+        let pause = pause.min(LONGEST_PATIENCE).mul_f64(1.0 + share(self.name()) / 2.0);
+        tracing::info!(status, seconds = pause.as_secs(), "the provisioning service asks for patience");
+        self.known().ask_again = Some(Instant::now() + pause);
+    }
+
+    /// Waits until the provisioning service may be asked, unless that is too long for one try to connect.
+    async fn patience(&self, provisioning: &Provisioning) -> Result<(), LinkError> {
+        let Some(until) = self.known().ask_again else { return Ok(()) };
+        if until > Instant::now() + self.hub.connect_timeout() {
+            return Err(LinkError::Unavailable(provisioning.endpoint.clone()));
+        }
+        tokio::time::sleep_until(until).await;
+        Ok(())
+    }
+
     /// Takes down how a try to connect to the hub ended.
     pub(super) fn note(&self, refused: bool) {
         let mut known = self.known();
@@ -306,6 +328,8 @@ impl Access {
 /// No clock that is right shows an earlier time than the one at which this was written: 1 November 2026. A device
 /// without a battery behind its clock starts in 1970, or when its image was made.
 const WRITTEN: WallTime = WallTime::from_unix_millis(1_793_491_200_000);
+/// What else a service says is a slip.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A system clock before 1970 counts as 1970.

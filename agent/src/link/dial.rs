@@ -128,11 +128,15 @@ impl Access {
 /// When a token that is good for `life` is renewed: after 80 to 90 % of it, another time for each device, so that a
 /// fleet which came back together does not renew together.
 fn renewal(life: Duration, device: &str) -> Duration {
+    life.mul_f64(0.8 + 0.1 * share(device))
+}
+
+/// A number from 0 to 1, another one for each device and each time.
+pub(super) fn share(device: &str) -> f64 {
     let nanos =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
     let draw = device.bytes().fold(nanos as u64, |seed, byte| rng::mix(seed ^ u64::from(byte)));
-    let share = 0.8 + 0.1 * (draw >> 11) as f64 / (1_u64 << 53) as f64;
-    life.mul_f64(share)
+    (draw >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -102,7 +102,11 @@ pub(super) async fn register(
                 ));
             }
             // Too many at once, or a bad moment.
-            (429 | 500.., _) => tracing::info!(status, "the provisioning service asks for patience"),
+            (429 | 500.., _) => {
+                let _ = talk.client.try_disconnect();
+                access.is_asked_for_patience(status, pause.unwrap_or_default());
+                return Err(LinkError::Unavailable(peer.host));
+            }
             (status, _) => {
                 return refused(format!(
                     "it refused the registration {id:?} with {}: {}",

@@ -1,7 +1,11 @@
 //! Devices that a provisioning service puts where they belong.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
 
 use fleetwave_hub::DpsSettings;
 use fleetwave_protocol::sas::Key;
@@ -159,4 +163,79 @@ fn an_assignment_that_cannot_be_kept_is_used_and_asked_for_again_at_the_next_sta
     assert!(world.run_once().success(), "{}", world.log());
     assert_eq!(world.log().matches("provisioned").count(), 2, "{}", world.log());
     assert_eq!(assignment(&world)["device_id"], "dev-7");
+}
+
+/// A packet of MQTT: its first byte, and what comes after its length.
+fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).ok()?;
+    let (kind, mut length, mut shift) = (byte[0], 0, 0);
+    loop {
+        stream.read_exact(&mut byte).ok()?;
+        length |= usize::from(byte[0] & 0x7f) << shift;
+        shift += 7;
+        if byte[0] < 0x80 {
+            break;
+        }
+    }
+    let mut rest = vec![0; length];
+    stream.read_exact(&mut rest).ok()?;
+    Some((kind, rest))
+}
+
+/// A service that gives these answers, one to a connection, to the first question on each; it says when it was asked.
+fn service(answers: [(&'static str, Value); 2]) -> (u16, JoinHandle<Vec<Instant>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let serve = spawn(move || {
+        let mut asked = Vec::new();
+        for (head, body) in answers {
+            let (mut stream, _) = listener.accept().expect("someone asks");
+            while let Some((kind, rest)) = packet(&mut stream) {
+                let answer = match kind >> 4 {
+                    1 => vec![0x20, 2, 0, 0],
+                    8 => vec![0x90, 3, rest[0], rest[1], 1],
+                    3 => {
+                        asked.push(Instant::now());
+                        let topic = format!("$dps/registrations/res/{head}");
+                        let body = body.to_string();
+                        let length = 2 + topic.len() + body.len();
+                        let mut answer = vec![0x30, (length & 0x7f) as u8 | 0x80, (length >> 7) as u8];
+                        answer.extend([0, topic.len() as u8]);
+                        answer.extend(topic.bytes().chain(body.bytes()));
+                        answer
+                    }
+                    _ => continue,
+                };
+                // It may have hung up.
+                let _ = stream.write_all(&answer);
+            }
+        }
+        asked
+    });
+    (port, serve)
+}
+
+#[test]
+fn a_service_that_is_asked_too_much_is_left_in_peace_for_as_long_as_it_says() {
+    let world = World::new(None, &[]);
+    let hub = world.hub.address().expect("it listens").to_string();
+    let assigned = json!({
+        "status": "assigned", "registrationState": { "assignedHub": hub, "deviceId": "dev-1" },
+    });
+    let throttled = json!({ "errorCode": 429_001, "message": "Operations are being throttled." });
+    let (port, served) = service([("429/?$rid=1&retry-after=2", throttled), ("200/?$rid=1", assigned)]);
+    let key = world.device_key();
+    world.configure(
+        &[],
+        &format!(
+            "[hub]\nplain = true\n[provisioning]\nendpoint = \"127.0.0.1:{port}\"\nid_scope = \"{SCOPE}\"\n\
+             registration_id = \"dev-1\"\nkey = \"{key}\"\n"
+        ),
+    );
+    let _agent = world.start();
+    world.reports_until(runs("fw-1"));
+    let asked = served.join().expect("it was asked");
+    assert!(asked[1] - asked[0] >= Duration::from_secs(2), "{asked:?}: {}", world.log());
+    assert!(world.log().contains("asks for patience status=429"), "{}", world.log());
 }
