@@ -3,8 +3,9 @@
 //! A lock that cannot be asked counts as held: it may well be. One whose workload does not run at all is free.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -182,7 +183,7 @@ struct Content {
 
 fn file(path: &Path, now: Duration) -> Option<Reason> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(REASON as u64).read_to_string(&mut text));
+    let read = open(path).and_then(|file| file.take(REASON as u64).read_to_string(&mut text));
     match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => return Some(Reason::new(path.display(), &format!("cannot be read: {error}"))),
@@ -197,8 +198,14 @@ fn file(path: &Path, now: Duration) -> Option<Reason> {
     Some(Reason::new(path.display(), &reason.unwrap_or_default()))
 }
 
+/// Not even a pipe, which anybody may put there, is waited for.
+fn open(path: &Path) -> io::Result<File> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).custom_flags(nonblocking).open(path)
+}
+
 fn flock(path: &Path) -> Option<Reason> {
-    match fs::metadata(path).and_then(|_| File::open(path)) {
+    match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(Reason::new(path.display(), &format!("cannot be opened: {error}"))),
         Ok(file) => match file.try_lock_shared() {
@@ -250,6 +257,8 @@ async fn ask(uri: &Uri, about: &About) -> io::Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -296,6 +305,16 @@ mod tests {
         assert!(held(&locks).await.expect("held").ends_with("locked by a program"));
         drop(file);
         assert_eq!(held(&locks).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_the_place_of_a_file_holds_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success());
+        assert!(held(&format!("files = [{path:?}]")).await.expect("held").ends_with(": held"));
+        assert_eq!(held(&format!("flocks = [{path:?}]")).await, None, "nobody has it locked");
     }
 
     #[tokio::test]
