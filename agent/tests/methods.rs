@@ -3,9 +3,10 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
-use support::{World, content, eventually, runs};
+use support::{PATIENCE, World, content, eventually, runs};
 
 /// A check that comes to no end, but ends with its agent: one that is killed takes nothing with it.
 const UNDECIDED: [&str; 3] = ["sh", "-c", "while kill -0 $PPID; do sleep 0.1; done"];
@@ -143,4 +144,30 @@ fn the_end_of_the_log_comes_with_an_answer() {
     assert_eq!(status, 200, "{said}");
     let log = said["log"].as_str().expect("text");
     assert!(log.lines().count() == 3 && log.contains("collect-logs"), "{log}");
+}
+
+#[test]
+fn logs_of_units_are_collected_two_at_a_time() {
+    // As slow as a large journal on an old card.
+    let tools = tempfile::tempdir().expect("a directory");
+    let (script, go) = (tools.path().join("journalctl"), tools.path().join("go"));
+    let wait = format!("while kill -0 $PPID && test ! -e {}; do sleep 0.05; done", go.display());
+    fs::write(&script, format!("#!/bin/sh\n{wait}\necho the end\n")).expect("written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it can be run");
+    let mut world = World::new(None, &[]);
+    let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap_or_default());
+    world.environment.push(("PATH", path));
+    let _agent = world.start();
+    world.reports_until(runs("fw-1"));
+    let unit = json!({"unit": "app.service"});
+    let begun = [(); 2].map(|()| world.begin_call("collect-logs", &unit, PATIENCE).expect("called"));
+    assert_eq!(world.call("collect-logs", &unit).0, 429);
+    assert_eq!(world.call("collect-logs", &json!({"lines": 1})).0, 200, "its own log is at hand");
+    assert_eq!(world.call("collect-logs", &json!({"unit": "../app.service"})).0, 400);
+    fs::write(&go, "").expect("written");
+    for call in begun {
+        let answer = call.wait().expect("answered");
+        assert_eq!((answer.status, &answer.payload[..]), (200, &br#"{"log":"the end\n"}"#[..]));
+    }
+    assert_eq!(world.call("collect-logs", &unit).0, 200);
 }

@@ -22,6 +22,8 @@ const LOG: usize = 60 * 1024;
 const LINES: usize = 200;
 /// And in a file.
 const MANY_LINES: usize = 50_000;
+/// So many logs are collected at a time: each takes memory, and a program.
+const COLLECTIONS: usize = 2;
 
 /// `[reboot]`: what the direct method `reboot` runs.
 #[derive(Clone, Debug, Deserialize)]
@@ -166,8 +168,9 @@ impl Device<'_> {
         let most = if upload { upload::MOST } else { LOG };
         let lines = lines.unwrap_or(if upload { MANY_LINES } else { LINES });
         let collecting: Later<Result<String, Answer>> = match &unit {
-            Some(unit) if unit.starts_with('-') => {
-                return Err(refused(400, "the name of a unit does not begin with -"));
+            // It becomes a part of the file's name, too.
+            Some(unit) if unit.starts_with('-') || unit.contains('/') => {
+                return Err(refused(400, "the name of a unit does not begin with -, and has no /"));
             }
             Some(unit) => {
                 let program = Program::new("journalctl")
@@ -192,6 +195,9 @@ impl Device<'_> {
                 Box::pin(async move { Ok(tail) })
             }
         };
+        if self.chores.len() >= COLLECTIONS {
+            return Err(refused(429, "logs are being collected already: call again when that is answered"));
+        }
         let (rid, access, fetcher) = (rid.to_owned(), self.access.clone(), self.fetcher.clone());
         self.chores.push(Box::pin(async move {
             let (status, body) = match collecting.await {

@@ -16,8 +16,8 @@ use fleetwave_agent_core::grant::{Answer, METHOD, Outcome, PROPERTIES, Request};
 use fleetwave_hub::blob::{BlobControl, BlobServer, Content};
 use fleetwave_hub::pki::Pki;
 use fleetwave_hub::{
-    Clock, Hooks, HubServer, HubServerBuilder, MethodCall, NewDevice, PendingMethod, Replies, Reply,
-    Telemetry, TwinChange,
+    Clock, ControlError, Hooks, HubServer, HubServerBuilder, MethodCall, NewDevice, PendingMethod, Replies,
+    Reply, Telemetry, TwinChange,
 };
 use fleetwave_hub_core::{Configuration, ConfigurationSpec};
 use fleetwave_protocol::{Now, WallTime};
@@ -281,13 +281,7 @@ impl World {
     pub(crate) fn call(&self, name: &str, payload: &Value) -> (i32, Value) {
         let give_up = Instant::now() + PATIENCE;
         loop {
-            let call = MethodCall {
-                name: name.to_owned(),
-                payload: payload.to_string().into(),
-                connect_timeout: PATIENCE,
-                response_timeout: Duration::from_secs(5),
-            };
-            match self.hub.control().invoke_method(DEVICE, call).and_then(PendingMethod::wait) {
+            match self.begin_call(name, payload, Duration::from_secs(5)).and_then(PendingMethod::wait) {
                 Ok(answer) => {
                     return (answer.status, serde_json::from_slice(&answer.payload).expect("JSON"));
                 }
@@ -295,6 +289,18 @@ impl World {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Calls one, and does not wait for the answer.
+    pub(crate) fn begin_call(
+        &self,
+        name: &str,
+        payload: &Value,
+        response_timeout: Duration,
+    ) -> Result<PendingMethod, ControlError> {
+        let (name, payload) = (name.to_owned(), payload.to_string().into());
+        let call = MethodCall { name, payload, connect_timeout: PATIENCE, response_timeout };
+        self.hub.control().invoke_method(DEVICE, call)
     }
 
     /// Takes the hub away for a while.
