@@ -42,8 +42,8 @@ quietly debootstrap --variant=minbase bookworm "$root" "$mirror"
 # Nothing is started in there.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod +x "$root/usr/sbin/policy-rc.d"
-inside apt-get install -y --no-install-recommends adduser ca-certificates dbus e2fsprogs grub-common grub-pc-bin \
-    initramfs-tools iproute2 kmod polkitd procps systemd-sysv udev
+inside apt-get install -y --no-install-recommends adduser ca-certificates dbus dosfstools e2fsprogs grub-common \
+    grub-pc-bin initramfs-tools iproute2 kmod mtools polkitd procps systemd-sysv udev
 
 # The kernel of every Debian, with those of its modules that this machine has a use for: it comes to a tenth.
 inside sh -euc '
@@ -64,6 +64,7 @@ cat >"$work/modules" <<-END
 	autofs4
 	ext4
 	i6300esb
+	loop
 	vfat
 	nls_ascii
 	nls_cp437

@@ -7,6 +7,9 @@
 # two slots that GRUB boots, with power cuts, kernels that panic, and the hardware watchdog. Pulling the plug is SIGKILL
 # for QEMU: what the kernel had not written, and what QEMU kept like the cache of a disk that nobody has flushed, is gone.
 #
+# `component` ends with those of the agent's own tests that need a kernel with FAT, which not every host has. They are in
+# the program that FLEETWAVE_AGENT_TESTS names: `cargo test -p fleetwave-agent --lib --no-run` says where it is.
+#
 # It takes root, qemu-system-x86, what tools/machine-image.sh takes, and `fleetwave` in PATH. With /dev/kvm it is a matter
 # of minutes, without of a quarter of an hour. It all happens in a network of its own that has nothing but loopback.
 set -euo pipefail
@@ -23,6 +26,10 @@ if [[ ${1-} != --inside ]]; then
         printf 'skipped: qemu-system-x86 is not installed\n' >&2
         exit
     }
+    [[ ${FLEETWAVE_TEST_REAL-} != 1 || -n ${FLEETWAVE_AGENT_TESTS-} ]] || {
+        printf '%s: FLEETWAVE_TEST_REAL=1, but FLEETWAVE_AGENT_TESTS names no tests\n' "$0" >&2
+        exit 1
+    }
     image=$("$(dirname "$0")/machine-image.sh")
     # The group ends as one: nothing of this outlives it.
     exec unshare --net --pid --fork --kill-child --mount-proc -- \
@@ -30,6 +37,7 @@ if [[ ${1-} != --inside ]]; then
 fi
 package=$2 image=$3
 shift 3
+tests=${FLEETWAVE_AGENT_TESTS:+$(realpath "$FLEETWAVE_AGENT_TESTS")}
 (($#)) || set -- component slots
 
 docs=$(realpath "$(dirname "$0")/../docs/agent.md")
@@ -247,6 +255,22 @@ runs() {
         fail "it does not run app-$1: $(on 'ls -lR /opt/app | head -n 30; systemctl status app')"
 }
 
+# The tests of a Raspberry Pi's first partition, on this machine's FAT.
+fat() {
+    if [[ -z $tests ]]; then
+        say 'skipped: FLEETWAVE_AGENT_TESTS names no tests to run on FAT'
+        return
+    fi
+    # The names on it are ASCII: this machine has tables for no other code page.
+    on 'set -e; modprobe -a loop vfat; mount PARTLABEL=data /mnt
+        echo default_codepage=367 >/run/mtoolsrc
+        MTOOLSRC=/run/mtoolsrc TMPDIR=/dev/shm FLEETWAVE_TEST_REAL=1 /mnt/agent-tests --nocapture _pi_' >fat.log || fail "on FAT: $(cat fat.log)"
+    if grep -q skipped fat.log || ! grep -qE '^test result: ok\. [4-9] passed' fat.log; then
+        fail "not all ran on FAT: $(cat fat.log)"
+    fi
+    say "on FAT: $(grep '^test result' fat.log)"
+}
+
 component() {
     say 'a Debian with nothing of ours'
     system root <<<'PARTLABEL=root-a / ext4 defaults 0 1'
@@ -268,6 +292,7 @@ component() {
     filled root root.img $SLOT
     rm -rf root
     mkdir boot data
+    [[ -z $tests ]] || strip -o data/agent-tests "$tests"
     cat >boot/grub.cfg <<-'END'
 		serial
 		terminal_output serial
@@ -292,7 +317,9 @@ $(block '# On the device, as root.')" >install.log || fail "installing: $(cat in
     # A release of its own for each moment at which the plug is pulled; there are no holds while something is fetched.
     app 2
     wanted 2
-    within 60 'nothing is fetched' on 'find /var/lib/fleetwave-agent -type f -size +2M | grep -q .'
+    # Looked for on the machine itself, for it is over in seconds.
+    on "timeout $((60 * patience)) sh -c 'until find /var/lib/fleetwave-agent -type f -size +2M | grep -q .; do sleep 0.1; done'" ||
+        fail 'nothing is fetched'
     plug
     power_on
     runs 2
@@ -325,6 +352,7 @@ $(block '# On the device, as root.')" >install.log || fail "installing: $(cat in
     within 60 'systemd does not start it again' on "journalctl --boot --unit fleetwave-agent | grep -q 'Watchdog timeout' &&
         systemctl is-active --quiet fleetwave-agent"
     say 'an agent that hangs is started again'
+    fat
     plug
     kill "$hub"
 }

@@ -111,7 +111,9 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         file.write_all_at(content.as_bytes(), 0)?;
         file.sync_all()
     } else {
-        files::replace(path, content.as_bytes())
+        files::replace(path, content.as_bytes())?;
+        // Linux writes to FAT where the file lies only now: until then the name leads to what was freed.
+        File::open(path)?.sync_all()
     }
 }
 
