@@ -87,6 +87,8 @@ struct Found {
     stored: u64,
     torn: u64,
     damaged: bool,
+    /// Why the last update failed.
+    cause: Option<String>,
 }
 
 impl Found {
@@ -104,7 +106,8 @@ impl Found {
         let stored = durable.pending.map_or(0, |pending| fetch::recorded(&dir, &releases[pending.release]));
         let Replay { torn, damaged, .. } = replay;
         let damaged = damaged || dir.join(DAMAGED).exists();
-        Ok(Some(Self { releases, running, durable, stored, torn, damaged }))
+        let cause = durable.last.and_then(|(release, code)| unit::kept_cause(&dir, &releases[release], code));
+        Ok(Some(Self { releases, running, durable, stored, torn, damaged, cause }))
     }
 
     fn name(&self, release: ReleaseId) -> String {
@@ -137,6 +140,9 @@ impl Found {
         line("in flight", &in_flight);
         let last = last.map(|(release, code)| format!("{}: {}", self.name(release), code.name()));
         line("last", last.as_deref().unwrap_or("no update yet"));
+        if let Some(cause) = &self.cause {
+            line("because", cause);
+        }
         if self.damaged {
             line("journal", "damaged: records that had been durable were lost");
         } else if self.torn > 0 {
@@ -168,6 +174,9 @@ impl Found {
         let last = self.durable.last.map(|(release, code)| {
             let mut last = name(release);
             last["code"] = code.name().into();
+            if let Some(cause) = &self.cause {
+                last["cause"] = cause.as_str().into();
+            }
             last
         });
         json!({

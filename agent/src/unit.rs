@@ -4,6 +4,7 @@
 //! A unit lives from one start of what it updates to the next. Everything in it is lost when a life ends; what must not
 //! be lost is in the journal, and where the installer keeps what it installs.
 
+mod cause;
 mod effects;
 mod local;
 mod told;
@@ -22,6 +23,8 @@ use fleetwave_protocol::{Instant, Now, rng};
 use serde_json::Value;
 use tokio::time::sleep;
 
+use self::cause::Causes;
+pub(crate) use self::cause::kept_cause;
 pub(crate) use self::told::cost;
 pub(crate) use self::trouble::kept_problem;
 use self::trouble::{Trouble, Troubles};
@@ -42,8 +45,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 pub(crate) enum Step {
     /// What the target runs.
     Stood(Result<Standing, InstallError>),
-    /// News for the machine.
-    Event(Event),
+    /// News for the machine; if something has failed, why.
+    Event(Event, Option<String>),
     /// What was staged was made to run, or should have been.
     Activated(Result<Activated, InstallError>),
     /// What was committed was made to run again, or should have been.
@@ -112,6 +115,11 @@ pub(crate) struct Unit {
     /// Steps in a row that failed.
     failures: u32,
     troubles: Troubles,
+    causes: Causes,
+    /// What is on trial has passed its checks.
+    healthy: bool,
+    /// Why there is no connection to the hub.
+    pub(crate) offline: Option<String>,
 }
 
 struct Machine {
@@ -146,6 +154,7 @@ impl Unit {
             outcomes: Vec::new(),
             fetcher: Rc::clone(fetcher),
             payload: Payload::open(&dir),
+            causes: Causes::recall(&dir),
             dir,
             policy: config.policy(),
             base: config.policy(),
@@ -167,6 +176,8 @@ impl Unit {
             health: None,
             failures: 0,
             troubles: Troubles::default(),
+            healthy: false,
+            offline: None,
         };
         unit.recall_from_disk();
         unit.begin(Duration::ZERO);
@@ -186,6 +197,7 @@ impl Unit {
         self.links = None;
         self.fetching = false;
         self.health = None;
+        self.healthy = false;
         let installer = Rc::clone(&self.installer);
         self.step = Some(Box::pin(async move {
             if !pause.is_zero() {

@@ -4,9 +4,10 @@ mod support;
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use fleetwave_hub::blob::{Content, Fault, FaultKind};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{SIZE, World, bytes, content, eventually, runs};
 
 #[test]
@@ -170,20 +171,116 @@ fn a_cap_of_a_window_holds_over_restarts_and_ends_with_its_window() {
         let text = format!("{good}[ledger]\nper_window = '600 kB'\nwindow = '{window}'\n");
         fs::write(world.config(), text).expect("written");
     };
+    let decade = 3650 * 86_400;
     limit("3650 days");
     world.release("fw-2", 2, &content(2), content(2));
     assert!(world.run_once().success(), "{}", world.log());
     // Another process, another update.
     world.release("fw-3", 3, &content(3), content(3));
-    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
-    let reports = world.reports_until(|report| report["state"] == "failed");
-    assert_eq!(reports.last().map(String::as_str), Some("fw-2 failed over_window_cap"));
+    let agent = world.start();
+    let mut until = 0;
+    world.reports_until(|report| {
+        until = report["problem"]["until"].as_u64().unwrap_or_default();
+        report["problem"]["code"] == "over_window_cap"
+    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later than 1970").as_secs();
+    assert_eq!(until, (now / decade + 1) * decade, "the end of the window");
+    let (_, status) = world.call("status", &Value::Null);
+    let firmware = &status["targets"]["firmware"];
+    assert_eq!((&firmware["state"], &firmware["problem"]["until"]), (&json!("deferred"), &json!(until)));
+    assert!(agent.terminate().success());
     assert_eq!(world.blobs.control().counters().bytes, SIZE, "the first update's alone");
     // By now it is another second.
     limit("1 s");
-    world.release("fw-4", 4, &content(4), content(4));
     assert!(world.run_once().success(), "{}", world.log());
-    world.reports_until(runs("fw-4"));
+    let mut over = false;
+    world.reports_until(|report| {
+        over |= report.get("problem").is_some_and(Value::is_null);
+        over && report["running"]["id"] == "fw-3"
+    });
+}
+
+#[test]
+fn an_update_goes_on_when_the_window_ends_that_had_too_little_left_and_one_that_fits_in_none_is_refused() {
+    // The first two may need more than one window together, and the third needs more than any has.
+    let world = World::with(None, &[], "[ledger]\nper_window = '600 kB'\nwindow = '4 s'\n");
+    let agent = world.start();
+    for (id, seq) in [("fw-2", 2), ("fw-3", 3)] {
+        world.release(id, seq, &content(seq), content(seq));
+        world.reports_until(runs(id));
+    }
+    let large = Content::Generated { seed: 4, size: 700_000 };
+    world.release("fw-4", 4, &large, large.clone());
+    let mut cause = Value::Null;
+    world.reports_until(|report| {
+        cause = report["cause"].clone();
+        report["code"] == "over_window_cap"
+    });
+    assert!(cause.as_str().is_some_and(|cause| cause.ends_with("a whole window has 600000")), "{cause}");
+    assert_eq!(world.blobs.control().counters().bytes, 2 * SIZE, "and not begun");
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn a_failure_is_told_with_its_cause_in_the_same_report_which_goes_when_what_runs_is_desired_again() {
+    let world = World::new(None, &["sh", "-c", "echo one >&2; echo no sensor at 0x48 >&2; exit 3"]);
+    world.release("fw-2", 2, &content(2), content(2));
+    assert_eq!(world.run_once().code(), Some(3), "{}", world.log());
+    let mut causes = Vec::new();
+    let mut hear = |report: &Value| {
+        if let Some(cause) = report.get("cause") {
+            assert!(report.get("code").is_some(), "never alone: {report}");
+            causes.push(cause.clone());
+        }
+    };
+    world.reports_until(|report| {
+        hear(report);
+        report["code"] == "unhealthy"
+    });
+    let cause = "sh failed with exit status: 3: no sensor at 0x48";
+    let status = world.status();
+    assert!(status.contains("last       fw-2 (seq 2): unhealthy\nbecause    "), "{status}");
+    assert!(status.contains(cause), "{status}");
+
+    // The hub knows it, also in the eyes of another process.
+    let agent = world.start();
+    let (_, status) = world.call("status", &Value::Null);
+    let last = &status["targets"]["firmware"]["last"];
+    assert!(last["cause"].as_str().is_some_and(|told| told.ends_with(cause)), "{status}");
+    let runs = world.sign(None, "fw-1", 1, &content(1), content(1));
+    let content = json!({"properties.desired.firmware": runs}).to_string();
+    world.configure_all("back", 9, &content);
+    world.reports_until(|report| {
+        hear(report);
+        report["state"] == "idle"
+    });
+    assert!(agent.terminate().success());
+    assert!(causes[0].as_str().is_some_and(|told| told.ends_with(cause)), "{causes:?}");
+    assert_eq!(causes[1..], [Value::Null]);
+}
+
+#[test]
+fn a_hook_that_stops_an_update_is_named_and_so_is_what_a_store_answers() {
+    let hook = "[firmware.hooks]\nbefore_install = ['sh', '-c', 'echo the disk is busy; exit 7']\n";
+    let world = World::with(None, &[], hook);
+    world.release("fw-2", 2, &content(2), content(2));
+    let agent = world.start();
+    let cause = |code: &str| {
+        let mut cause = Value::Null;
+        world.reports_until(|report| {
+            cause = report["cause"].clone();
+            report["code"] == *code
+        });
+        cause
+    };
+    let told = cause("hook_failed");
+    assert_eq!(told, "the hook before_install: sh failed with exit status: 7: the disk is busy");
+    // What is refused before it is begun says what does not fit.
+    let strange = world.sign(Some("components.app"), "app-3", 3, &content(3), content(3));
+    let section = json!({"properties.desired.firmware": strange}).to_string();
+    world.configure_all("app-3", 3, &section);
+    assert_eq!(cause("wrong_target"), "it is signed for components.app, and asked for as firmware");
+    assert!(agent.terminate().success());
 }
 
 #[test]

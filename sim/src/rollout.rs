@@ -190,7 +190,11 @@ pub fn policy(agent: &model::Agent, group: &Group) -> Policy {
         install_window: group.install_window.as_ref().map(window).or(both),
         utc_offset: group.utc_offset_minutes * 60,
         locks,
-        caps: agent.update_cap.map(|cap| Caps { per_update: cap.bytes(), per_window: u64::MAX }),
+        caps: agent.update_cap.map(|cap| Caps {
+            per_update: cap.bytes(),
+            per_window: u64::MAX,
+            window: Duration::MAX,
+        }),
         report_plan: agent.report_plan,
         ..Policy::default()
     }

@@ -90,6 +90,8 @@ impl Flags {
     const UNHEARD: u8 = 1;
     /// What is fetched was planned, where plans are made.
     const PLANNED: u8 = 2;
+    /// What is desired is what runs: a failure of another release before is not news any more.
+    const CONTENT: u8 = 4;
 
     const fn has(self, flag: u8) -> bool {
         self.0 & flag != 0

@@ -59,7 +59,8 @@ result_codes! {
     TooLarge = "too_large", Failure;
     /// The update would cost, or has cost, more bytes than one update may.
     OverUpdateCap = "over_update_cap", Failure;
-    /// The update would cost, or has cost, more bytes than are left to the device for this while.
+    /// The update would cost more bytes than the device may fetch in a whole window, or did not get any further in so
+    /// many of them. One that fits into the next window waits for it.
     OverWindowCap = "over_window_cap", Failure;
     /// The cloud side refused a link to the payload.
     GrantRefused = "grant_refused", Failure;

@@ -215,7 +215,7 @@ pub struct Plan {
     pub requests: u32,
     /// Bytes that this update has cost before, in all its attempts.
     pub spent: u64,
-    /// Bytes that the device may still fetch for this while; [`u64::MAX`] without such a limit.
+    /// Bytes that the device may still fetch in this window of [`crate::Caps`]; [`u64::MAX`] without such a limit.
     pub allowance: u64,
 }
 
@@ -263,7 +263,7 @@ pub enum FetchError {
     Stopped,
     /// This update has cost as many bytes as one may.
     OverUpdateCap,
-    /// The device has fetched as much as it may for this while.
+    /// The device has fetched as much as it may in this window.
     OverWindowCap,
 }
 

@@ -50,7 +50,7 @@ pub use window::{Days, Place, Window};
 /// | state | durable | a cold start |
 /// |---|---|---|
 /// | `Idle`, `Failed` | the outcome of the last update | reads the twin |
-/// | `Deferred` | nothing new, or `Staged` if the window closed before the reboot | waits again |
+/// | `Deferred` | nothing new; `Started` if the window of downloads closed, or they cost more than is left; `Staged` if the window closed before the reboot | waits again |
 /// | `Granting`, `Downloading`, `Verifying`, `Staging`, `Backoff` | `Started`, and the bytes already written | asks for a grant, goes on from those bytes |
 /// | `Rebooting` | `Staged`, then `Booting` | in the old slot: boots again, a bounded number of times |
 /// | `Probation` | `Booting` | the boot loader is back in the old slot: as above |
@@ -61,7 +61,7 @@ pub use window::{Days, Place, Window};
 pub enum State {
     /// Nothing to do.
     Idle,
-    /// Waits for its turn: the random start delay, or the maintenance window.
+    /// Waits for its turn: the random start delay, the maintenance window, or the next window of what downloads may cost.
     Deferred,
     /// Has asked for a link to the payload, or waits for the connection to ask.
     Granting,

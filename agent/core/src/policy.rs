@@ -110,6 +110,11 @@ impl Policy {
                 "is zero: nobody is left in peace",
             ),
             ("caps", self.caps.is_some_and(|caps| caps.per_update.min(caps.per_window) == 0), NO_TRY),
+            (
+                "caps.window",
+                self.caps.is_some_and(|caps| caps.window.is_zero()),
+                "is zero: what is counted would be forgotten at once",
+            ),
             ("utc_offset", self.utc_offset.abs() > 14 * 3600, "is more than 14 hours"),
         ];
         if let Some(&(member, _, problem)) = zero.iter().find(|(_, is, _)| *is) {
@@ -180,8 +185,19 @@ pub enum AtDeadline {
 pub struct Caps {
     /// Bytes of one update, in all its attempts.
     pub per_update: u64,
-    /// Bytes within what the driver takes for a while: a month, a day.
+    /// Bytes within a window: a month, a day.
     pub per_window: u64,
+    /// How long a window is. They are counted from 1970 on, in UTC. One that is longer than the calendar never ends.
+    pub window: Duration,
+}
+
+impl Caps {
+    /// When the window ends in which `wall` lies, and another one begins; `None` if it never does.
+    pub(crate) fn renewed(&self, wall: WallTime) -> Option<WallTime> {
+        let (now, window) = (wall.as_unix_millis(), u64::try_from(self.window.as_millis()).ok()?);
+        let end = (now / window.max(1)).checked_add(1)?.checked_mul(window.max(1))?;
+        Some(WallTime::from_unix_millis(end))
+    }
 }
 
 #[cfg(test)]
@@ -201,13 +217,26 @@ mod tests {
     }
 
     #[test]
+    fn a_window_of_caps_ends_where_the_next_one_begins_counted_from_1970_on() {
+        let renewed = |window, wall| {
+            let caps = Caps { per_update: 1, per_window: 1, window };
+            caps.renewed(WallTime::from_unix_millis(wall)).map(WallTime::as_unix_millis)
+        };
+        let day = Duration::from_secs(86_400);
+        assert_eq!(renewed(day, 0), Some(86_400_000));
+        assert_eq!(renewed(day, 86_399_999), Some(86_400_000));
+        assert_eq!(renewed(day, 86_400_000), Some(2 * 86_400_000));
+        assert_eq!((renewed(Duration::MAX, 5), renewed(day, u64::MAX)), (None, None));
+    }
+
+    #[test]
     fn values_that_make_no_sense_are_refused_by_name() {
         let good = Policy::default();
         assert_eq!(good.check(), Ok(()));
         let hour = Duration::from_secs(3600);
         let window = Some(Window::daily(hour, Duration::ZERO));
         let locks = Locks { retry: Duration::ZERO, deadline: hour, at_deadline: AtDeadline::Proceed };
-        let caps = Caps { per_update: 0, per_window: u64::MAX };
+        let caps = Caps { per_update: 0, per_window: u64::MAX, window: hour };
         for (policy, member) in [
             (Policy { request_timeout: Duration::ZERO, ..good.clone() }, "request_timeout"),
             (Policy { probation_timeout: Duration::ZERO, ..good.clone() }, "probation_timeout"),
@@ -216,6 +245,10 @@ mod tests {
             (Policy { install_window: window, ..good.clone() }, "install_window"),
             (Policy { locks: Some(locks), ..good.clone() }, "locks.retry"),
             (Policy { caps: Some(caps), ..good.clone() }, "caps"),
+            (
+                Policy { caps: Some(Caps { per_update: 1, window: Duration::ZERO, ..caps }), ..good.clone() },
+                "caps.window",
+            ),
             (Policy { utc_offset: 86_400, ..good.clone() }, "utc_offset"),
         ] {
             assert_eq!(policy.check().expect_err(member).member, member);

@@ -130,7 +130,16 @@ impl Program {
     pub(crate) async fn succeed(self) -> Result<Vec<u8>, CommandError> {
         let program = self.name.clone();
         let Ended { status, output, complaint } = self.run().await?;
-        if status.success() { Ok(output) } else { Err(CommandError::Failed { program, status, complaint }) }
+        if status.success() {
+            return Ok(output);
+        }
+        // Some complain on their standard output.
+        let complaint = if complaint.trim().is_empty() {
+            String::from_utf8_lossy(&output[output.len().saturating_sub(TAIL)..]).into_owned()
+        } else {
+            complaint
+        };
+        Err(CommandError::Failed { program, status, complaint })
     }
 
     /// Runs it to its end, whatever its exit code is.
@@ -266,6 +275,8 @@ mod tests {
         let error =
             shell("echo one >&2; echo two >&2; exit 3 # secret").succeed().await.expect_err("it fails");
         assert_eq!(error.to_string(), "sh failed with exit status: 3: two");
+        let error = shell("echo no sensor; exit 3").succeed().await.expect_err("it fails");
+        assert_eq!(error.to_string(), "sh failed with exit status: 3: no sensor", "where it says it there");
         let error = Program::new("/nowhere/at-all").succeed().await.expect_err("there is none");
         assert!(error.to_string().starts_with("/nowhere/at-all cannot be run: No such file"), "{error}");
     }

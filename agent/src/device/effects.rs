@@ -1,6 +1,6 @@
 //! What the machines ask for, and what becomes of it: some is for the unit itself, the rest is for the device.
 
-use fleetwave_agent_core::{Effect, Event, ReleaseId, grant, twin};
+use fleetwave_agent_core::{Effect, Event, ReleaseId, grant};
 
 use serde_json::{Value, json};
 
@@ -129,8 +129,7 @@ impl Device<'_> {
                 let asked = asked(rid);
                 unit.reporting = true;
                 unit.speaks();
-                let section = unit.target.as_str();
-                let report = twin::write_section(&status, unit.plan.as_ref(), section, &unit.releases);
+                let report = unit.report(&status);
                 tracing::info!(report = %serde_json::Value::Object(report.clone()), "reports");
                 self.outbox.report(asked, report);
             }
@@ -177,6 +176,7 @@ impl Device<'_> {
         // What was on its way on a connection that this one takes the place of stays unanswered.
         self.outbox.forget();
         for unit in &mut self.units {
+            unit.offline = None;
             unit.reporting = false;
             unit.hub_forgets();
         }

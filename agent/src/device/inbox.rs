@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fleetwave_agent_core::grant::{self, Answer, Outcome};
 use fleetwave_agent_core::twin::{self, Desired};
-use fleetwave_agent_core::{Event, GrantAnswer, State};
+use fleetwave_agent_core::{Event, GrantAnswer, ResultCode, State};
 use fleetwave_protocol::{Down, WallTime, bag};
 use rumqttc::Publish;
 use serde_json::{Map, Value};
@@ -24,6 +24,7 @@ impl Device<'_> {
             Arrival::Lost(error) => {
                 tracing::warn!(%error, "not connected");
                 self.host.counters.lost();
+                self.units.iter_mut().for_each(|unit| unit.offline = Some(error.to_string()));
                 self.disconnected();
             }
             Arrival::Message(message) => {
@@ -162,12 +163,17 @@ impl Device<'_> {
             Outcome::Granted { url, delta_url, .. } => {
                 self.fetcher.check_links(url, delta_url.as_deref()).map(Some)
             }
-            Outcome::RetryAfter(_) | Outcome::Refused(_) => Ok(None),
+            Outcome::RetryAfter(_) => Ok(None),
+            Outcome::Refused(why) => {
+                unit.note(ResultCode::GrantRefused, why);
+                Ok(None)
+            }
         };
         let (links, decision) = match links {
             Ok(links) => (links, later(answer.decision(), self.host.ahead())),
             Err(error) => {
                 tracing::error!(%error, "the grant counts as refused");
+                unit.note(ResultCode::GrantRefused, error);
                 (None, GrantAnswer::Refused)
             }
         };

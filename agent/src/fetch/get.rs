@@ -63,12 +63,13 @@ impl Job {
     pub(super) async fn run(self, pause: &Notify) -> Event {
         let opened = tokio::select! {
             opened = open(&self.payload, &self.place, &self.release, self.offset) => opened,
-            () = pause.notified() => Err((stop(FetchError::Stopped, "asked to"), self.offset)),
+            () = pause.notified() => Err((stop(FetchError::Stopped, "the window of downloads is over"), self.offset)),
         };
         let (mut pipe, origin) = match opened {
             Ok(opened) => opened,
             Err((Stop { error, why }, durable)) => {
                 tracing::error!(why, path = %self.place.path.display(), "the download cannot begin");
+                self.payload.trouble.replace(Some(why));
                 return Event::FetchFailed { error, durable };
             }
         };
@@ -80,7 +81,7 @@ impl Job {
                 ended = timeout(most, self.get(&mut pipe, origin, &bill)) => {
                     ended.unwrap_or_else(|_| Err(cut("it took longer than total_timeout")))
                 }
-                () = pause.notified() => Err(stop(FetchError::Stopped, "asked to")),
+                () = pause.notified() => Err(stop(FetchError::Stopped, "the window of downloads is over")),
             }
         };
         bill.settle().await;
@@ -94,6 +95,7 @@ impl Job {
             (_, Err(error)) => error.into(),
         };
         tracing::warn!(code = error.code().name(), why, durable, "the download stopped");
+        self.payload.trouble.replace(Some(why));
         Event::FetchFailed { error, durable }
     }
 

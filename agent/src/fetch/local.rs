@@ -45,7 +45,7 @@ impl Payload {
             };
             let ended = tokio::select! {
                 ended = payload.pour((file, path), &mut pipe, release.size, offset) => ended,
-                () = pause.notified() => Err(stop(FetchError::Stopped, "asked to")),
+                () = pause.notified() => Err(stop(FetchError::Stopped, "the window of downloads is over")),
             };
             let (durable, kept) = pipe.finish().await;
             let Stop { error, why } = match (ended, kept) {

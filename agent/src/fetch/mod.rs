@@ -161,6 +161,8 @@ pub(crate) struct Payload {
     gate: Arc<tokio::sync::Mutex<()>>,
     pause: RefCell<Rc<Notify>>,
     position: Cell<u64>,
+    /// Why the last try to plan or to fetch failed.
+    trouble: RefCell<Option<String>>,
     #[cfg(feature = "delta")]
     deltas: delta::Deltas,
 }
@@ -173,6 +175,7 @@ impl Payload {
             gate: Arc::default(),
             pause: RefCell::default(),
             position: Cell::new(0),
+            trouble: RefCell::default(),
             #[cfg(feature = "delta")]
             deltas: delta::Deltas::new(dir),
         })
@@ -190,6 +193,11 @@ impl Payload {
     /// How far the download under way is, or the last one was; for whoever watches.
     pub(crate) fn position(&self) -> u64 {
         self.position.get()
+    }
+
+    /// Why the last try to plan or to fetch failed, told once.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.take()
     }
 
     /// Finds out what the rest of a payload will cost, and in which way it is fetched: by its archive, if it has one and

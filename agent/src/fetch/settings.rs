@@ -124,7 +124,11 @@ impl LedgerLimits {
     /// What the machine is to keep to: it refuses an update before its first byte. `None` if nothing is limited.
     pub(crate) fn caps(&self) -> Option<Caps> {
         let bytes = |limit: Option<Bytes>| limit.map_or(u64::MAX, |limit| limit.0);
-        let caps = Caps { per_update: bytes(self.per_update), per_window: bytes(self.per_window) };
+        let caps = Caps {
+            per_update: bytes(self.per_update),
+            per_window: bytes(self.per_window),
+            window: self.window.duration(),
+        };
         (self.per_update.is_some() || self.per_window.is_some()).then_some(caps)
     }
 }

@@ -205,7 +205,10 @@ impl Runner for Component {
                 self.forgive(unit).await;
             }
             if let Some(action) = action {
-                Program::new("systemctl").args([action, "--", unit]).within(SYSTEMD).succeed().await?;
+                let done =
+                    Program::new("systemctl").args([action, "--", unit]).within(SYSTEMD).succeed().await;
+                // What systemctl says last names other commands, and not always the unit.
+                done.map_err(|error| InstallError::Command(format!("{unit}: {error}")))?;
             }
         }
         if let Some(command) = &self.options.restart_command {

@@ -11,7 +11,7 @@ use fleetwave_agent_core::{
 };
 
 use super::trouble::Trouble;
-use super::{Offer, Parked, Step, Unit};
+use super::{Offer, Parked, Step, Unit, cause};
 use crate::crash;
 use crate::files::{remedy, storage_error};
 use crate::install::{Activated, Place, Standing};
@@ -40,7 +40,7 @@ impl Unit {
             Effect::Plan { release, offset } => {
                 let (release, seeds) = (self.releases[release].clone(), self.installer.seeds());
                 let planning = self.payload.plan(&self.fetcher, self.links.clone(), release, offset, seeds);
-                self.go(async move { Step::Event(Event::Planned(planning.await)) });
+                self.go(async move { Step::Event(Event::Planned(planning.await), None) });
             }
             Effect::AskLocks => {
                 let asking = self.locks.held(self.about());
@@ -50,11 +50,8 @@ impl Unit {
                     if let Some(reason) = &held {
                         tracing::info!(%target, %reason, "waits: a lock is held");
                     }
-                    Step::Event(Event::Locks(if held.is_some() {
-                        LockAnswer::Held
-                    } else {
-                        LockAnswer::Free
-                    }))
+                    let answer = if held.is_some() { LockAnswer::Held } else { LockAnswer::Free };
+                    Step::Event(Event::Locks(answer), held.map(|reason| reason.to_string()))
                 });
             }
             Effect::Discard => {
@@ -71,21 +68,32 @@ impl Unit {
                 self.go(async move {
                     let staged = staging.await;
                     let staged = staged.inspect_err(|error| tracing::error!(%error, "not staged"));
-                    Step::Event(Event::Staged(staged.map_err(|error| error.told())))
+                    let why = staged.as_ref().err().map(ToString::to_string);
+                    Step::Event(Event::Staged(staged.map_err(|error| error.told())), why)
                 });
             }
             Effect::Persist(record) => {
+                if let Record::Reverting(release, code) | Record::Ended(release, code) = record {
+                    self.keep_cause(release, code);
+                }
                 let Some(machine) = &mut self.machine else { return None };
                 let durable = machine.journal.append(record, &self.releases);
                 self.troubles.journal = durable.as_ref().err().map(|error| {
                     self.counters.journal_failed(self.target.as_str());
                     self.storage_fails(error, "the journal cannot be written")
                 });
+                if let Some(trouble) = &self.troubles.journal {
+                    self.causes.journal_fails(trouble);
+                }
                 if let Record::Ended(release, code) = record {
                     // What became of it is told by its code.
                     self.troubles.payload = None;
                     self.last = Some((release, code));
                     self.counters.ended(self.target.as_str(), code);
+                }
+                if matches!(record, Record::Started(_)) && !self.is_local() {
+                    // What another update was to cost.
+                    self.plan = None;
                 }
                 if let (Ok(()), Record::Ended(release, code)) = (&durable, record) {
                     let spent = self.fetcher.ledger().ended(&self.releases[release]);
@@ -107,7 +115,8 @@ impl Unit {
                 self.health = Some(Box::pin(async move {
                     let healthy = checking.await;
                     let healthy = healthy.inspect_err(|error| tracing::error!(%error, "not healthy"));
-                    Step::Event(Event::Health(healthy.map_err(|_| HealthError)))
+                    let why = healthy.as_ref().err().map(ToString::to_string);
+                    Step::Event(Event::Health(healthy.map_err(|_| HealthError)), why)
                 }));
             }
             Effect::CommitSlot => {
@@ -115,7 +124,8 @@ impl Unit {
                 self.go(async move {
                     let committed = committing.await;
                     let committed = committed.inspect_err(|error| tracing::error!(%error, "not committed"));
-                    Step::Event(Event::SlotCommitted(committed.map_err(|error| error.storage())))
+                    let why = committed.as_ref().err().map(ToString::to_string);
+                    Step::Event(Event::SlotCommitted(committed.map_err(|error| error.storage())), why)
                 });
             }
             Effect::Wake(at) => {
@@ -183,7 +193,7 @@ impl Unit {
         };
         tracing::info!(target = %self.target, release = &*release.id, offset, size = release.size, "fetches");
         let fetching = self.payload.fetch(&self.fetcher, links, place, release.clone(), offset);
-        self.go(async move { Step::Event(fetching.await) });
+        self.go(async move { Step::Event(fetching.await, None) });
         self.fetching = true;
     }
 
@@ -203,7 +213,7 @@ impl Unit {
         match self.installer.place(&release) {
             Ok(place) => {
                 let verifying = self.payload.verify(place, release);
-                self.go(async move { Step::Event(verifying.await) });
+                self.go(async move { Step::Event(verifying.await, None) });
             }
             Err(error) => {
                 tracing::error!(target = %self.target, %error, "the payload has no place");
@@ -250,11 +260,15 @@ impl Unit {
                     self.counters.entered(self.target.as_str(), "broken");
                 }
             }
-            Step::Event(event) => {
-                if matches!(event, Event::Health(Err(_))) {
-                    self.counters.unhealthy(self.target.as_str());
+            Step::Event(event, why) => {
+                // What a download says of itself, where the step does not.
+                let why = why.or_else(|| self.payload.trouble());
+                if let (Some(why), Some(code)) = (why, cause::code(&event)) {
+                    self.note(code, why);
                 }
                 match event {
+                    Event::Health(Ok(())) => self.healthy = true,
+                    Event::Health(Err(_)) => self.counters.unhealthy(self.target.as_str()),
                     Event::Planned(Ok(plan)) => {
                         self.plan = Some(plan);
                         self.counters.planned(self.target.as_str(), plan.spent.saturating_add(plan.bytes));
@@ -282,7 +296,9 @@ impl Unit {
             Step::Activated(Err(error)) => {
                 tracing::error!(target = %self.target, %error, "not started");
                 self.unsettled = false;
-                self.events.push_back(Event::NotActivated(error.told()));
+                let event = Event::NotActivated(error.told());
+                self.note(error.told().code(), error);
+                self.events.push_back(event);
             }
             // What failed its trial must not stay because one try to get rid of it failed.
             Step::GoneBack(Err(error)) => {

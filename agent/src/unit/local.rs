@@ -142,8 +142,8 @@ impl Unit {
                 let trouble = local.trouble.clone();
                 self.go(async move {
                     let (event, why) = copying.await;
-                    trouble.replace(why);
-                    Step::Event(event)
+                    trouble.replace(why.clone());
+                    Step::Event(event, why)
                 });
                 self.fetching = true;
             }

@@ -50,8 +50,13 @@ impl Unit {
             })
         });
         let last = self.last.map(|(release, code)| {
+            let cause = self.cause(release, code);
             let release = &self.releases[release];
-            json!({"id": &*release.id, "seq": release.sequence, "code": code.name()})
+            let mut last = json!({"id": &*release.id, "seq": release.sequence, "code": code.name()});
+            if let Some(cause) = cause {
+                last["cause"] = cause.into();
+            }
+            last
         });
         let mut status = json!({
             "state": agent.state().name(),
@@ -70,8 +75,12 @@ impl Unit {
 
     /// For a message: how an update ended, and what it took.
     pub(super) fn outcome(&self, release: ReleaseId, code: ResultCode, spent: &Spent) -> Value {
+        let cause = self.cause(release, code);
         let release = &self.releases[release];
         let mut outcome = cost(spent);
+        if let Some(cause) = cause {
+            outcome["cause"] = cause.into();
+        }
         outcome["target"] = self.target.as_str().into();
         outcome["release"] = (&*release.id).into();
         outcome["seq"] = release.sequence.into();

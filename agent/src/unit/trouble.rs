@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use fleetwave_agent_core::ResultCode;
 use fleetwave_protocol::Instant;
 use serde_json::{Map, Value, json};
 
@@ -33,6 +34,14 @@ impl Trouble {
         let mut detail = detail.into();
         detail.truncate(detail.floor_char_boundary(LONGEST));
         Self { code, detail }
+    }
+
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
     }
 
     fn told(&self) -> Value {
@@ -69,9 +78,18 @@ impl Troubles {
 }
 
 impl Unit {
-    /// What is wrong, if anything is.
+    /// What is wrong, if anything is; or what the update waits for that somebody can change.
     pub(super) fn problem(&self) -> Value {
-        self.troubles.current().map_or(Value::Null, Trouble::told)
+        self.troubles.current().map(Trouble::told).or_else(|| self.waits()).unwrap_or_default()
+    }
+
+    /// That the update under way costs more than may be downloaded now, and when it goes on, in seconds since 1970.
+    fn waits(&self) -> Option<Value> {
+        let opens = self.agent()?.capped_until()?;
+        let detail =
+            "the update needs more bytes than this window of [ledger] has left: it goes on in the next one";
+        let code = ResultCode::OverWindowCap.name();
+        Some(json!({"code": code, "detail": detail, "until": opens.as_unix_millis() / 1000}))
     }
 
     /// It is not known what it runs, and was not for a while.
@@ -99,7 +117,9 @@ impl Unit {
         let member = |name| section.and_then(|section| section.get(name));
         let broken = member("state").is_some_and(|state| state == "broken");
         let problem = member("problem").cloned().unwrap_or_default();
+        let cause = member("cause").cloned();
         self.troubles.told = Some((broken, problem));
+        self.causes.hub_has(cause.as_ref());
     }
 
     /// The machine reports: a target that does is not broken.
@@ -175,6 +195,19 @@ fn names(target: &Target) -> (&str, Option<&str>) {
     match target.as_str().split_once('.') {
         Some((outer, inner)) => (outer, Some(inner)),
         None => (target.as_str(), None),
+    }
+}
+
+/// The section of a target in a patch of reported properties.
+pub(super) fn section_mut<'a>(
+    patch: &'a mut Map<String, Value>,
+    target: &Target,
+) -> Option<&'a mut Map<String, Value>> {
+    let (outer, inner) = names(target);
+    let outer = patch.get_mut(outer)?;
+    match inner {
+        Some(inner) => outer.get_mut(inner)?.as_object_mut(),
+        None => outer.as_object_mut(),
     }
 }
 

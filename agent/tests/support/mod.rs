@@ -233,11 +233,16 @@ impl World {
     pub(crate) fn release(&self, id: &str, seq: u64, signed: &Content, served: Content) {
         let reference = self.sign(None, id, seq, signed, served);
         let content = json!({"properties.desired.firmware": reference}).to_string();
+        self.configure_all(id, seq, &content);
+    }
+
+    /// Configures all devices with this.
+    pub(crate) fn configure_all(&self, id: &str, priority: u64, content: &str) {
         let configuration = Configuration::new(&ConfigurationSpec {
             id,
-            priority: u32::try_from(seq).expect("small"),
+            priority: u32::try_from(priority).expect("small"),
             target_condition: "*",
-            device_content: &content,
+            device_content: content,
             ..ConfigurationSpec::default()
         });
         self.hub.control().put_configuration(configuration.expect("well-formed")).expect("accepted");

@@ -82,8 +82,13 @@ impl Agent {
                 self.give_up(turn, ResultCode::OverUpdateCap);
                 return;
             }
-            if plan.bytes > plan.allowance.min(caps.per_window) {
+            // More than a whole window: no other one will do.
+            if plan.bytes > caps.per_window {
                 self.give_up(turn, ResultCode::OverWindowCap);
+                return;
+            }
+            if plan.bytes > plan.allowance {
+                self.wait_for_allowance(turn);
                 return;
             }
         }
@@ -143,10 +148,10 @@ impl Agent {
                 self.grant_expires = WallTime::default();
                 self.failed(turn, error.code());
             }
-            FetchError::Storage(StorageError::ReadOnly)
-            | FetchError::Unfit
-            | FetchError::OverUpdateCap
-            | FetchError::OverWindowCap => self.give_up(turn, error.code()),
+            FetchError::Storage(StorageError::ReadOnly) | FetchError::Unfit | FetchError::OverUpdateCap => {
+                self.give_up(turn, error.code());
+            }
+            FetchError::OverWindowCap => self.wait_for_allowance(turn),
             FetchError::Unplanned => {
                 self.flags.set(Flags::PLANNED, false);
                 self.failed(turn, error.code());

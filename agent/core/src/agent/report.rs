@@ -2,7 +2,7 @@
 
 use fleetwave_protocol::time::Instant;
 
-use super::{Agent, Turn};
+use super::{Agent, Flags, Turn};
 use crate::Effect;
 use crate::twin::{Progress, Status};
 
@@ -29,12 +29,16 @@ impl Reporting {
 }
 
 impl Agent {
-    /// What there is to say, from what is durable alone: after a power cut it is the same.
+    /// What there is to say, from what is durable and what is desired alone: after a power cut it is the same. That a
+    /// release failed is said until another outcome takes its place, or what runs is desired again.
     #[must_use]
     pub fn status(&self) -> Status {
         let progress = match (self.durable.pending, self.durable.last) {
             // One that is being reverted too: the outcome is told when the device is back.
             (Some(pending), _) => Progress::Updating(pending.release, self.method),
+            (None, Some((_, code))) if code.is_failure() && self.flags.has(Flags::CONTENT) => {
+                Progress::Idle(None)
+            }
             (None, Some((release, code))) if code.is_failure() => Progress::Failed(release, code),
             (None, last) => Progress::Idle(last.map(|(_, code)| code)),
         };

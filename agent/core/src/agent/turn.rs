@@ -2,10 +2,10 @@
 
 use core::time::Duration;
 
-use fleetwave_protocol::time::{Instant, micros};
+use fleetwave_protocol::time::{Instant, WallTime, micros};
 
 use super::update::{Step, Then};
-use super::{Agent, Turn};
+use super::{Agent, Flags, Turn};
 use crate::journal::{Phase, Record};
 use crate::policy::AtDeadline;
 use crate::window::{Place, Window};
@@ -61,6 +61,50 @@ impl Agent {
             turn.emit(Effect::Discard);
             self.persist(turn, Record::Started(release), Then::Grant);
         }
+    }
+
+    // What downloads may cost.
+
+    /// When bytes may be fetched again, if the update under way waits for that because of what they cost.
+    #[must_use]
+    pub fn capped_until(&self) -> Option<WallTime> {
+        match self.step {
+            Step::Capped { opens, .. } => Some(opens),
+            _ => None,
+        }
+    }
+
+    /// The rest of the payload costs more than this window has left: goes on in the next one, with what has come. An
+    /// update that has not got any further in so many windows is given up.
+    pub(super) fn wait_for_allowance(&mut self, turn: &mut Turn<'_>) {
+        let opens = turn.cx.policy.caps.and_then(|caps| caps.renewed(turn.now.wall));
+        let Some(opens) = opens.filter(|_| self.tries < turn.cx.policy.attempts) else {
+            self.give_up(turn, ResultCode::OverWindowCap);
+            return;
+        };
+        self.tries += 1;
+        // By then the device may have other things, and another price.
+        self.flags.set(Flags::PLANNED, false);
+        self.look_for_allowance(turn, opens);
+    }
+
+    /// Goes on if `opens` has come, a little after it, so that a fleet does not start on the stroke.
+    pub(super) fn look_for_allowance(&mut self, turn: &mut Turn<'_>, opens: WallTime) {
+        let (wall, policy) = (turn.now.wall, turn.cx.policy);
+        if wall >= opens {
+            self.go_on(turn);
+            return;
+        }
+        // A clock that was ahead when the update began to wait is not waited for.
+        let next = policy.caps.and_then(|caps| caps.renewed(wall));
+        let opens = next.map_or(opens, |next| next.min(opens));
+        let wait = Duration::from_millis(opens.as_unix_millis() - wall.as_unix_millis());
+        let until = if wait > LOOK_AGAIN {
+            turn.now.at + LOOK_AGAIN
+        } else {
+            turn.now.at + wait + Duration::from_micros(self.rng.between(0, micros(policy.splay)))
+        };
+        self.enter(turn, Step::Capped { until, opens }, State::Deferred);
     }
 
     // Installation.

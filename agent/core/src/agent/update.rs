@@ -16,6 +16,8 @@ pub(super) enum Step {
     Idle,
     /// `release` waits for its turn to be started, or for the next window in which bytes of it may be fetched.
     Deferred { release: ReleaseId, until: Instant },
+    /// Needs more than may be fetched before `opens`; looks at the calendar then.
+    Capped { until: Instant, opens: WallTime },
     /// Staged: waits for its turn to be booted. Whoever runs on the device is asked at the most until `ask_until`;
     /// nobody was asked yet if that is never.
     Staged { until: Instant, ask_until: Instant, begun: bool },
@@ -66,6 +68,7 @@ impl Step {
     pub(super) fn deadline(self) -> Instant {
         match self {
             Self::Deferred { until, .. }
+            | Self::Capped { until, .. }
             | Self::Staged { until, .. }
             | Self::Asking { until, .. }
             | Self::Downloading { until }
@@ -85,6 +88,7 @@ impl Step {
             Self::Idle
             | Self::Resuming
             | Self::Deferred { .. }
+            | Self::Capped { .. }
             | Self::Staged { .. }
             | Self::Asking { .. }
             | Self::Granting { .. }
@@ -194,6 +198,8 @@ impl Agent {
             Desired::Release(release) => Some(release),
             Desired::Nothing | Desired::Cancelled(_) => None,
         };
+        let runs = |release| turn.cx.releases.same(release, self.durable.committed);
+        self.flags.set(Flags::CONTENT, wanted.is_some_and(runs));
         if !self.step.may_be_left() {
             return;
         }
@@ -276,6 +282,7 @@ impl Agent {
         }
         match self.step {
             Step::Deferred { release, .. } => self.turn_has_come(turn, release),
+            Step::Capped { opens, .. } => self.look_for_allowance(turn, opens),
             Step::Staged { ask_until, begun, .. } => self.wait_to_activate(turn, ask_until, begun),
             Step::Asking { ask_until, begun, .. } => self.locked(turn, ask_until, begun),
             Step::Downloading { .. } => self.pause_fetch(turn),

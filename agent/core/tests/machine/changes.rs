@@ -218,6 +218,45 @@ fn a_lower_sequence_needs_a_signed_permission() {
 }
 
 #[test]
+fn a_failure_is_not_told_any_more_when_what_runs_is_desired_again_and_is_if_it_is_asked_for_again() {
+    let told = |world: &World| {
+        let firmware = &world.hub.reports.last().expect("a report")["firmware"];
+        [&firmware["state"], &firmware["target"], &firmware["code"]].map(Clone::clone)
+    };
+    let (refused, runs) = (json!(["failed", "fw-4", "downgrade"]), json!(["idle", null, null]));
+    let mut world = World::new(5);
+    world.desire(reference("fw-5", 5, false));
+    world.run();
+    world.desire(reference("fw-4", 4, false));
+    world.run();
+    assert_eq!(json!(told(&world)), refused);
+    world.desire(reference("fw-5", 5, false));
+    world.run();
+    world.assert_settled();
+    assert_eq!(json!(told(&world)), runs);
+    // A start says no more than what the hub knows.
+    let reports = world.hub.reports.len();
+    world.power_cut();
+    world.run();
+    world.assert_settled();
+    assert_eq!(world.hub.reports.len(), reports);
+    world.desire(reference("fw-4", 4, false));
+    world.run();
+    world.assert_settled();
+    assert_eq!(json!(told(&world)), refused);
+    // One that was tried, and did not work.
+    let mut world = World::new(5);
+    world.script.sick.push("fw-2");
+    world.desire(reference("fw-2", 2, false));
+    world.run();
+    assert_eq!(json!(told(&world)), json!(["failed", "fw-2", "unhealthy"]));
+    world.desire(reference("fw-1", 1, false));
+    world.run();
+    world.assert_settled();
+    assert_eq!(json!(told(&world)), runs);
+}
+
+#[test]
 fn a_corrected_reference_is_taken_up() {
     let mut world = World::new(6);
     let mut forged = reference("fw-2", 2, false);

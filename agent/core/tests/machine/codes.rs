@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fleetwave_agent_core::{
-    AtDeadline, Caps, Effect, FetchError, GrantAnswer, InstallError, LockAnswer, Locks, Plan, ResultCode,
+    AtDeadline, Caps, Effect, FetchError, GrantAnswer, InstallError, LockAnswer, Locks, ResultCode,
     StorageError, Unsigned, sign,
 };
 use serde_json::{Map, Value, json};
 
 use crate::cuts::STORIES;
-use crate::world::{Cut, Fetching, Happening, SIZE, World, key, reference};
+use crate::world::{Cut, DAY, Fetching, Happening, SIZE, World, key, reference};
 
 /// What goes wrong, and with what reference.
 type Case = (ResultCode, fn(&mut World) -> Map<String, Value>);
@@ -93,12 +93,11 @@ const CASES: &[Case] = &[
         Unsigned { compatible: vec!["pi-5"], ..unsigned() }.sign(&[("k1", &key(1))])
     }),
     (ResultCode::OverUpdateCap, |world| {
-        world.policy.caps = Some(Caps { per_update: SIZE - 1, per_window: u64::MAX });
+        world.policy.caps = Some(Caps { per_update: SIZE - 1, per_window: u64::MAX, window: DAY });
         genuine()
     }),
     (ResultCode::OverWindowCap, |world| {
-        world.policy.caps = Some(Caps { per_update: SIZE, per_window: SIZE });
-        world.script.plans.push_back(Ok(Plan { allowance: SIZE - 1, ..Plan::full(SIZE, 0) }));
+        world.policy.caps = Some(Caps { per_update: SIZE, per_window: SIZE - 1, window: DAY });
         genuine()
     }),
     (ResultCode::PayloadUnfit, |world| staging_fails(world, InstallError::Payload)),

@@ -7,7 +7,7 @@ use fleetwave_agent_core::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::world::{Fetching, SIZE, World, key, reference};
+use crate::world::{DAY, Fetching, MIDNIGHT, SIZE, World, key, reference};
 
 fn with_archive() -> Map<String, Value> {
     let delta = Archive { size: SIZE / 2, header_size: 1_000, header_digest: [9; 32] };
@@ -96,7 +96,7 @@ fn a_plan_is_made_again_after_a_cut_and_not_told_again() {
 #[test]
 fn a_failure_in_between_needs_no_new_plan_but_bytes_that_are_thrown_away_do() {
     let interrupted = Fetching::Fails(SIZE / 2, FetchError::Interrupted);
-    let caps = Some(Caps { per_update: 3 * SIZE, per_window: u64::MAX });
+    let caps = Some(Caps { per_update: 3 * SIZE, per_window: u64::MAX, window: DAY });
     for (fetching, expected) in [(interrupted, 1), (Fetching::Corrupted, 2)] {
         let world = updated(plain(), |world| {
             world.policy.caps = caps;
@@ -113,7 +113,7 @@ fn a_failure_in_between_needs_no_new_plan_but_bytes_that_are_thrown_away_do() {
 #[test]
 fn an_update_that_cannot_be_cheap_enough_is_refused_before_anyone_is_asked() {
     let world = updated(plain(), |world| {
-        world.policy.caps = Some(Caps { per_update: SIZE - 1, per_window: u64::MAX });
+        world.policy.caps = Some(Caps { per_update: SIZE - 1, per_window: u64::MAX, window: DAY });
     });
     assert_eq!(code(&world), ResultCode::OverUpdateCap);
     assert_eq!(world.count(|effect| matches!(effect, Effect::RequestGrant { .. })), 0);
@@ -121,7 +121,7 @@ fn an_update_that_cannot_be_cheap_enough_is_refused_before_anyone_is_asked() {
 
 #[test]
 fn an_archive_brings_an_update_below_a_cap_that_all_of_it_would_break() {
-    let caps = Some(Caps { per_update: SIZE / 4, per_window: SIZE });
+    let caps = Some(Caps { per_update: SIZE / 4, per_window: SIZE, window: DAY });
     let world = updated(with_archive(), |world| {
         world.policy.caps = caps;
         world.ledger_counts = false;
@@ -135,31 +135,26 @@ fn an_archive_brings_an_update_below_a_cap_that_all_of_it_would_break() {
         });
         assert_eq!((code(&world), fetches(&world)), (ResultCode::OverUpdateCap, 0), "{plan:?}");
     }
-    let world = updated(with_archive(), |world| {
-        world.policy.caps = caps;
-        world.script.plans.push_back(Ok(Plan { allowance: 99, ..delta(100, 3) }));
-    });
-    assert_eq!((code(&world), fetches(&world)), (ResultCode::OverWindowCap, 0));
 }
 
 #[test]
 fn all_attempts_of_one_update_count_towards_its_cap() {
     // The payload is wrong once, and a second whole one would be too much.
     let world = updated(plain(), |world| {
-        world.policy.caps = Some(Caps { per_update: 2 * SIZE - 1, per_window: u64::MAX });
+        world.policy.caps = Some(Caps { per_update: 2 * SIZE - 1, per_window: u64::MAX, window: DAY });
         world.script.fetches.push_back(Fetching::Corrupted);
     });
     assert_eq!((code(&world), fetches(&world)), (ResultCode::OverUpdateCap, 1));
     // What was cut in the middle costs only what is left.
     let world = updated(plain(), |world| {
-        world.policy.caps = Some(Caps { per_update: SIZE, per_window: SIZE });
+        world.policy.caps = Some(Caps { per_update: SIZE, per_window: SIZE, window: DAY });
         world.script.fetches.push_back(Fetching::Fails(SIZE / 2, FetchError::Interrupted));
     });
     assert_eq!((code(&world), fetches(&world)), (ResultCode::Ok, 2));
 }
 
 #[test]
-fn a_cap_that_is_met_under_way_ends_the_update() {
+fn a_cap_that_is_met_under_way_ends_the_update_if_no_window_renews_it() {
     for (error, ends) in [
         (FetchError::OverUpdateCap, ResultCode::OverUpdateCap),
         (FetchError::OverWindowCap, ResultCode::OverWindowCap),
@@ -167,6 +162,116 @@ fn a_cap_that_is_met_under_way_ends_the_update() {
         let world = updated(plain(), |world| world.script.fetches.push_back(Fetching::Fails(10, error)));
         assert_eq!((code(&world), fetches(&world)), (ends, 1));
     }
+}
+
+/// A device that may fetch twice the payload each day; it is noon.
+fn daily(world: &mut World) {
+    world.policy.caps = Some(Caps { per_update: 8 * SIZE, per_window: 2 * SIZE, window: DAY });
+}
+
+fn too_dear(left: u64) -> Result<Plan, FetchError> {
+    Ok(Plan { allowance: left, ..Plan::full(SIZE, 0) })
+}
+
+/// Seconds after the first midnight at which the last such effect came.
+fn into_the_next_day(world: &World, effect: impl Fn(&Effect) -> bool) -> Option<u64> {
+    let (at, _) = world.effects.iter().rfind(|(_, made)| effect(made))?;
+    (at.as_micros() / 1_000_000).checked_sub(12 * 3_600)
+}
+
+#[test]
+fn an_update_that_costs_more_than_is_left_waits_for_the_next_window_and_asks_nobody_meanwhile() {
+    let world = updated(plain(), |world| {
+        daily(world);
+        world.script.plans.push_back(too_dear(SIZE - 1));
+    });
+    assert_eq!((code(&world), plans(&world), fetches(&world)), (ResultCode::Ok, 2, 1));
+    assert_eq!(world.count(|effect| matches!(effect, Effect::RequestGrant { .. })), 2);
+    let began = into_the_next_day(&world, |effect| matches!(effect, Effect::Fetch { .. }));
+    assert!(began.is_some_and(|seconds| seconds < 20), "a little after midnight: {began:?}");
+    assert_eq!(world.hub.reports.len(), 3, "the machine says no more than of any other update");
+}
+
+#[test]
+fn a_cap_that_is_met_under_way_leaves_what_has_come_for_the_next_window() {
+    let mut world = World::new(21);
+    daily(&mut world);
+    world.script.fetches.push_back(Fetching::Fails(SIZE / 2, FetchError::OverWindowCap));
+    world.desire(plain());
+    world.run_to(State::Downloading);
+    assert_eq!(world.agent.capped_until(), None);
+    world.run_to(State::Deferred);
+    let midnight = world.agent.capped_until().map(fleetwave_protocol::WallTime::as_unix_millis);
+    assert_eq!(midnight, Some(MIDNIGHT + 86_400_000));
+    world.run();
+    world.assert_settled();
+    assert_eq!((code(&world), fetches(&world), world.agent.capped_until()), (ResultCode::Ok, 2, None));
+    let rest = |effect: &Effect| matches!(effect, Effect::Fetch { offset, .. } if *offset == SIZE / 2);
+    assert!(into_the_next_day(&world, rest).is_some_and(|seconds| seconds < 20));
+}
+
+#[test]
+fn an_update_that_gets_no_further_in_window_after_window_is_given_up() {
+    let world = updated(plain(), |world| {
+        daily(world);
+        world.script.plans.extend([too_dear(0); 99]);
+    });
+    assert_eq!((code(&world), fetches(&world)), (ResultCode::OverWindowCap, 0));
+    assert_eq!(plans(&world), 1 + usize::from(world.policy.attempts));
+}
+
+#[test]
+fn an_update_that_costs_more_than_a_whole_window_is_refused_at_once() {
+    let world = updated(plain(), |world| {
+        daily(world);
+        world.script.plans.push_back(Ok(Plan { bytes: 2 * SIZE + 1, ..Plan::full(SIZE, 0) }));
+    });
+    assert_eq!((code(&world), plans(&world), fetches(&world)), (ResultCode::OverWindowCap, 1, 0));
+    assert!(world.now.wall.as_unix_millis() < MIDNIGHT + 86_400_000);
+}
+
+#[test]
+fn an_update_that_waits_for_a_window_can_be_called_off_and_superseded() {
+    let waits = || {
+        let mut world = World::new(21);
+        daily(&mut world);
+        world.script.plans.push_back(too_dear(0));
+        world.desire(plain());
+        while world.agent.capped_until().is_none() {
+            assert!(world.step(), "it never waits");
+        }
+        world
+    };
+    let mut cancelled = waits();
+    cancelled.cancel();
+    cancelled.run();
+    cancelled.assert_settled();
+    assert_eq!((code(&cancelled), fetches(&cancelled)), (ResultCode::Cancelled, 0));
+    let mut newer = waits();
+    newer.desire(reference("fw-3", 3, false));
+    newer.run();
+    newer.assert_settled();
+    assert_eq!((code(&newer), &*newer.running()), (ResultCode::Ok, "fw-3"));
+    assert!(newer.now.wall.as_unix_millis() < MIDNIGHT + 86_400_000, "what it costs was not asked yet");
+}
+
+#[test]
+fn a_clock_that_is_set_right_while_an_update_waits_does_not_keep_it_waiting() {
+    let mut world = World::new(21);
+    daily(&mut world);
+    world.clock_is_off_by = 400 * 86_400;
+    world.script.plans.push_back(too_dear(0));
+    world.desire(plain());
+    while world.agent.capped_until().is_none() {
+        assert!(world.step(), "it never waits");
+    }
+    world.clock_is_off_by = 0;
+    world.run();
+    world.assert_settled();
+    assert_eq!((code(&world), fetches(&world)), (ResultCode::Ok, 1));
+    assert!(
+        into_the_next_day(&world, |effect| matches!(effect, Effect::Fetch { .. })).is_some_and(|s| s < 20)
+    );
 }
 
 #[test]
@@ -183,7 +288,7 @@ fn plans_that_fail_are_tried_again_and_in_the_end_given_up() {
 #[test]
 fn a_plan_that_cannot_be_carried_out_is_made_again_and_priced_again() {
     let cap = |world: &mut World, per_update| {
-        world.policy.caps = Some(Caps { per_update, per_window: u64::MAX });
+        world.policy.caps = Some(Caps { per_update, per_window: u64::MAX, window: DAY });
         let delta = Plan { method: Method::Delta, bytes: 10, requests: 1, spent: 0, allowance: u64::MAX };
         world.script.plans.push_back(Ok(delta));
         world.script.plans.push_back(Ok(Plan { spent: 10, ..Plan::full(SIZE, 0) }));

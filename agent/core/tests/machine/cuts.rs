@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use fleetwave_agent_core::{AtDeadline, Caps, FetchError, LockAnswer, Locks, ResultCode, Window};
+use fleetwave_agent_core::{AtDeadline, Caps, FetchError, LockAnswer, Locks, Plan, ResultCode, Window};
 use fleetwave_protocol::CounterRng;
 
 use crate::coverage::Coverage;
-use crate::world::{Cut, Fetching, Happening, SIZE, World, reference};
+use crate::world::{Cut, DAY, Fetching, Happening, SIZE, World, reference};
 
 /// A release's story, and how it may end. A cut adds to the boots of a slot, so it may turn one failure of a trial
 /// into another; it never turns a failure into a success.
@@ -16,7 +16,7 @@ pub(crate) struct Story {
     ends: &'static [ResultCode],
 }
 
-pub(crate) const STORIES: [Story; 9] = [
+pub(crate) const STORIES: [Story; 10] = [
     Story { name: "all goes well", prepare: |_| {}, ends: &[ResultCode::Ok] },
     Story {
         name: "the release does not boot",
@@ -69,10 +69,19 @@ pub(crate) const STORIES: [Story; 9] = [
     Story {
         name: "bytes are counted",
         prepare: |world| {
-            world.policy.caps = Some(Caps { per_update: 4 * SIZE, per_window: 4 * SIZE });
+            world.policy.caps = Some(Caps { per_update: 4 * SIZE, per_window: 4 * SIZE, window: DAY });
             world.policy.report_plan = true;
             world.script.plans.push_back(Err(FetchError::Interrupted));
             world.script.fetches.push_back(Fetching::Fails(SIZE / 2, FetchError::Interrupted));
+        },
+        ends: &[ResultCode::Ok],
+    },
+    Story {
+        name: "it costs more than is left, twice",
+        prepare: |world| {
+            world.policy.caps = Some(Caps { per_update: 4 * SIZE, per_window: 2 * SIZE, window: DAY });
+            world.script.plans.push_back(Ok(Plan { allowance: SIZE - 1, ..Plan::full(SIZE, 0) }));
+            world.script.fetches.push_back(Fetching::Fails(SIZE / 2, FetchError::OverWindowCap));
         },
         ends: &[ResultCode::Ok],
     },

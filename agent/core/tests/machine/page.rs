@@ -43,9 +43,9 @@ fn page() -> String {
         "# What the agent's tests reach\n\n\
          Generated from the runs of `agent/core/tests/machine`; `UPDATE_COVERAGE=1 cargo test -p fleetwave-agent-core` \
          writes it again, and the tests fail when it is stale.\n\n\
-         Nine stories (all goes well; the release does not boot; it is not healthy; the hub is away in the trial; the \
+         Ten stories (all goes well; the release does not boot; it is not healthy; the hub is away in the trial; the \
          download is cut twice; the payload is wrong once; the windows for downloads and for installation close in the \
-         middle of it; it is not to be interrupted for a while; bytes are planned and counted) are run once for each of their effects and each of these \
+         middle of it; it is not to be interrupted for a while; bytes are planned and counted; they are more than a window has left, before the first one and in the middle) are run once for each of their effects and each of these \
          faults: the power goes before, in the middle of, or after the effect; a newer release is desired; the release \
          is cancelled, or removed; somebody on the device wants it to end; the connection is lost; and once more with each fault at each place between two \
          events. The figures say how often that met the agent in which state.\n\n\

@@ -12,7 +12,7 @@ use fleetwave_protocol::time::{Instant, Now, WallTime};
 use proptest::prelude::*;
 
 use crate::luck::Luck;
-use crate::world::{MIDNIGHT, World, catalogue, reference};
+use crate::world::{DAY, MIDNIGHT, World, catalogue, reference};
 
 /// What an operator, or the weather, does.
 #[derive(Clone, Copy, Debug)]
@@ -235,7 +235,7 @@ fn policy(seed: u64) -> Policy {
         install_window: (seed % 5 < 2).then_some(window),
         utc_offset: (seed % 50_400) as i32,
         locks: Some(Locks { retry, deadline, at_deadline }),
-        caps: (seed % 7 < 3).then_some(Caps { per_update: 100_000, per_window: 1_000_000 }),
+        caps: (seed % 7 < 3).then_some(Caps { per_update: 100_000, per_window: 1_000_000, window: DAY }),
         ..policy
     }
 }

@@ -220,6 +220,7 @@ fn without(payload: &Payload, release: &Release, error: FetchError, why: &str) -
     let capped = matches!(error, FetchError::OverUpdateCap | FetchError::OverWindowCap);
     if capped || (passing && failures < TRIES) {
         tracing::warn!(release = &*release.id, why, "the archive's header has not come");
+        payload.trouble.replace(Some(format!("the archive's header: {why}")));
         return Err(error);
     }
     deltas.refuse(release, &why);

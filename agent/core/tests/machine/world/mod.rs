@@ -29,6 +29,7 @@ use crate::luck::Luck;
 pub(crate) const SIZE: u64 = 65_536;
 pub(crate) const NET: Duration = Duration::from_millis(40);
 pub(crate) const REBOOT: Duration = Duration::from_secs(30);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 /// 2026-01-01 00:00:00 UTC.
 pub(crate) const MIDNIGHT: u64 = 1_767_225_600_000;
 
