@@ -75,13 +75,26 @@ pub(crate) enum IdentityError {
     #[error(transparent)]
     Token(#[from] TokenError),
     /// Certificate and key, as TLS sees them.
-    #[error("{}: {source}", certificate.display())]
+    #[error("{}: {}", certificate.display(), unusable(source))]
     Unusable {
         /// The certificate's file.
         certificate: PathBuf,
         /// What is wrong.
         source: rustls::Error,
     },
+}
+
+fn unusable(error: &rustls::Error) -> String {
+    let text = error.to_string();
+    if text.contains("UnsupportedCertVersion") {
+        return "a certificate of X.509 version 1, which TLS does not take: make it with extensions (`openssl x509 \
+                -req -extfile FILE`), that makes it version 3"
+            .to_owned();
+    }
+    match error {
+        rustls::Error::InconsistentKeys(_) => "the certificate is not that of the key".to_owned(),
+        _ => text,
+    }
 }
 
 /// A symmetric key that signs tokens.

@@ -23,7 +23,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 
 pub(crate) use access::Access;
-pub(crate) use error::LinkError;
+pub(crate) use error::{LinkError, plain};
 pub(crate) use settings::is_loopback;
 pub use settings::{Address, ConnectionString, Hub, ProfileName, Provisioning, SecretKey};
 pub use tls::TlsPool;

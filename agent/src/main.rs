@@ -54,7 +54,11 @@ enum Command {
     /// Check a configuration, and say what it means
     CheckConfig {
         /// The configuration
-        file: PathBuf,
+        #[arg(required_unless_present = "config")]
+        file: Option<PathBuf>,
+        /// The same: as the other commands have it
+        #[arg(long, value_name = "FILE", conflicts_with = "file", hide = true)]
+        config: Option<PathBuf>,
         /// For programs
         #[arg(long)]
         json: bool,
@@ -121,7 +125,7 @@ fn act(command: Command) -> Result<ExitCode, Failure> {
                 (code, text) => Err((code, text.into())),
             }
         }
-        Command::CheckConfig { file, json } => check(&file, json),
+        Command::CheckConfig { file, config, json } => check(&file.or(config).unwrap_or_default(), json),
         Command::Status { config, json } => {
             let config = load(&config)?;
             let said = if json {

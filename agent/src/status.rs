@@ -78,6 +78,10 @@ fn costs(config: &Config) -> Result<Option<LedgerRead>, StateError> {
     fetch::costs(&config.state, &config.ledger).map_err(StateError::io(&config.state))
 }
 
+fn times(count: u8) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
 /// What lies in a target's directory.
 struct Found {
     releases: Releases,
@@ -129,9 +133,9 @@ impl Found {
                         let spent = costs.map(|costs| costs.spent(&self.releases[release]));
                         let spent = spent.map(|spent| format!(", which took {}", Bytes(spent.bytes)));
                         let spent = spent.unwrap_or_default();
-                        format!("started {starts} times, {stored} of {size} bytes{spent}")
+                        format!("started {}, {stored} of {size} bytes{spent}", times(starts))
                     }
-                    Phase::Staged { boots } => format!("staged, booted {boots} times"),
+                    Phase::Staged { boots } => format!("staged, booted {}", times(boots)),
                     Phase::Reverting(code) => format!("failed its trial: {}", code.name()),
                 };
                 format!("{}: {how_far}", self.name(release))

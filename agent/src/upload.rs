@@ -36,7 +36,7 @@ pub(crate) enum UploadError {
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("{who} cannot be reached: {why}")]
-    Unreachable { who: &'static str, why: String },
+    Unreachable { who: String, why: String },
     #[error("the hub refused the upload with {status}: {said}")]
     Refused { status: StatusCode, said: String },
     #[error("the hub's answer cannot be read: {0}")]
@@ -129,7 +129,8 @@ async fn store(fetcher: &Fetcher, place: &Place, text: String) -> Result<(), Upl
         .uri(link)
         .header("x-ms-blob-type", "BlockBlob")
         .header(header::CONTENT_TYPE, "text/plain; charset=utf-8");
-    let (status, _) = ask(&fetcher.http(tls), "the storage", request, text.into()).await?;
+    let who = format!("the storage at {host_name}");
+    let (status, _) = ask(&fetcher.http(tls), &who, request, text.into()).await?;
     if status.is_success() { Ok(()) } else { Err(UploadError::Storage(status)) }
 }
 
@@ -144,25 +145,31 @@ async fn post(
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, token);
     }
-    ask(hub, "the hub", request, body.to_string().into()).await
+    ask(hub, &format!("the hub at {}", authority(link)), request, body.to_string().into()).await
 }
 
 async fn ask(
     client: &HttpClient,
-    who: &'static str,
+    who: &str,
     request: hyper::http::request::Builder,
     body: Bytes,
 ) -> Result<(StatusCode, Bytes), UploadError> {
-    let unreachable = |why: String| UploadError::Unreachable { who, why };
+    let unreachable = |why: String| UploadError::Unreachable { who: who.to_owned(), why };
     let request = request.body(Full::new(body)).map_err(|_| unreachable("not a URL".to_owned()))?;
     let answered = client.request(request).await;
     let answer = answered.map_err(|error| {
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        unreachable(format!("{error}{cause}"))
+        // The last cause is what happened; those before it say in which layer.
+        let last = std::iter::successors(error.source(), |cause| (*cause).source()).last();
+        unreachable(last.map_or_else(|| error.to_string(), ToString::to_string))
     })?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER).collect().await;
     Ok((status, body.map_err(|error| unreachable(error.to_string()))?.to_bytes()))
+}
+
+/// Whom a link leads to.
+fn authority(link: &str) -> &str {
+    link.split('/').nth(2).unwrap_or(link)
 }
 
 /// What the hub says is for people.

@@ -141,7 +141,7 @@ fn a_download_under_way_takes_its_rest_from_a_stick_and_another_one_gives_way_to
     let _agent = agent_that_runs(&world);
     // What was recorded as durable by then is not copied again.
     eventually("a part of it has come", || {
-        world.download() > 0 && !world.status().contains("started 1 times, 0 of")
+        world.download() > 0 && !world.status().contains("started once, 0 of")
     });
     must(&install(&world, &[], &dir), 0, "firmware: fw-2 runs, and is committed");
     let log = world.log();

@@ -5,7 +5,8 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use serde_json::json;
+use fleetwave_hub_core::{Configuration, ConfigurationSpec};
+use serde_json::{Value, json};
 use support::{PATIENCE, World, content, eventually, runs};
 
 /// A check that comes to no end, but ends with its agent: one that is killed takes nothing with it.
@@ -61,6 +62,39 @@ fn an_update_is_called_off_in_mid_download() {
     eventually("a part of the payload is there", || world.download() > 0);
     until(&world, "downloading");
     cancelled(&world);
+}
+
+/// Puts a configuration of the firmware.
+fn configure(world: &World, id: &str, priority: u32, firmware: &Value) {
+    let content = json!({"properties.desired.firmware": firmware}).to_string();
+    let configuration = Configuration::new(&ConfigurationSpec {
+        id,
+        priority,
+        target_condition: "*",
+        device_content: &content,
+        ..ConfigurationSpec::default()
+    });
+    world.hub.control().put_configuration(configuration.expect("well-formed")).expect("accepted");
+}
+
+#[test]
+fn a_configuration_of_higher_priority_calls_off_what_another_one_asks_for_and_a_write_into_the_twin_does_not()
+{
+    let world = World::new(Some(50_000), &[]);
+    let _agent = world.start();
+    let mut reference = world.sign(None, "fw-2", 2, &content(2), content(2));
+    configure(&world, "rollout", 1, &reference);
+    eventually("a part of the payload is there", || world.download() > 0);
+    world.desire(&json!({"firmware": {"cancel": true}}));
+    // Had the device heard of it, it would have heard of it before.
+    let (_, said) = world.call("status", &json!(null));
+    assert_eq!(said["targets"]["firmware"]["updating"]["id"], "fw-2", "{said}");
+    reference["cancel"] = true.into();
+    configure(&world, "stop", 2, &reference);
+    let reports = world.reports_until(|report| report["code"] == "cancelled");
+    assert_eq!(reports.last().map(String::as_str), Some("fw-1 idle cancelled"));
+    world.hub.control().delete_configuration("stop").expect("accepted");
+    world.reports_until(|report| report["state"] == "updating");
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn killed_in_mid_download_the_agent_fetches_only_what_is_missing() {
     let blobs = world.blobs.control();
     eventually("the store notices", || blobs.counters().in_flight == 0);
     let status = world.status();
-    let stored = status.split(" times, ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let stored = status.split(" once, ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
     let (stored, before): (u64, _) = (stored.expect(&status), blobs.counters().bytes);
     assert!(status.contains(&format!("{stored} of {SIZE} bytes")) && stored <= world.download(), "{status}");
 
@@ -71,7 +71,7 @@ fn killed_on_trial_the_agent_boots_the_slot_again_and_fetches_nothing() {
     world.release("fw-2", 2, &content(2), content(2));
     assert_eq!(world.run_once().signal(), Some(9), "{}", world.log());
     let status = world.status();
-    assert!(status.contains("committed  fw-1") && status.contains("staged, booted 1 times"), "{status}");
+    assert!(status.contains("committed  fw-1") && status.contains("staged, booted once"), "{status}");
 
     assert!(world.run_once().success(), "{}", world.log());
     world.reports_until(runs("fw-2"));

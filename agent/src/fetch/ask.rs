@@ -20,6 +20,7 @@ use super::answer::{self, Answer, Body};
 use super::connect::{self, HttpClient, Meter};
 use super::ledger::Account;
 use super::{Fetcher, link, storage, unix_now};
+use crate::link::plain;
 use crate::metrics::Counters;
 
 /// So many redirections are followed.
@@ -220,7 +221,7 @@ fn causes(error: &dyn Error) -> String {
         text = format!("{text}: {error}");
         cause = error.source();
     }
-    text
+    plain(&text)
 }
 
 /// Counts a try, and settles its account however it ends.

@@ -99,13 +99,28 @@ impl LinkError {
             // The library's own texts repeat the kind of error.
             ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => {
                 let cause = error.get_ref().and_then(|inner| inner.source()).map(ToString::to_string);
-                broken(host, cause.unwrap_or_else(|| error.to_string()))
+                broken(host, plain(&cause.unwrap_or_else(|| error.to_string())))
+            }
+            ConnectionError::MqttState(StateError::Deserialization(rumqttc::mqttbytes::Error::Io(error))) => {
+                broken(host, plain(&error.to_string()))
             }
             ConnectionError::MqttState(StateError::AwaitPingResp) => {
                 broken(host, "it does not answer any more".to_owned())
             }
             error => broken(host, error.to_string()),
         }
+    }
+}
+
+/// What an error of the connection says, without advice to programmers.
+pub(crate) fn plain(text: &str) -> String {
+    match text.split_once("peer closed connection without sending TLS close_notify") {
+        Some((before, _)) => {
+            format!(
+                "{before}the connection ended without a word: the other side is gone, or something between cut it"
+            )
+        }
+        None => text.to_owned(),
     }
 }
 
@@ -158,6 +173,17 @@ mod tests {
         ] {
             assert_eq!(date(WallTime::from_unix_millis(seconds * 1000)), says);
         }
+    }
+
+    #[test]
+    fn a_connection_that_was_cut_is_told_of_without_advice_to_programmers() {
+        let cut = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls";
+        let error = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, cut);
+        let error = rumqttc::mqttbytes::Error::Io(error);
+        let error = ConnectionError::MqttState(StateError::Deserialization(error));
+        let told = LinkError::of(error, "hub", WallTime::from_unix_millis(0)).to_string();
+        assert!(told.starts_with("hub: the connection ended without a word"), "{told}");
+        assert!(!told.contains("https://"), "{told}");
     }
 
     #[test]

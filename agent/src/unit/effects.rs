@@ -276,7 +276,8 @@ impl Unit {
                     Event::FetchFailed { error: FetchError::Storage(error), .. }
                     | Event::Planned(Err(FetchError::Storage(error))) => {
                         self.fetching = false;
-                        let detail = format!("the payload cannot be kept: {}", remedy(error));
+                        let detail =
+                            format!("the payload cannot be kept where it is installed: {}", remedy(error));
                         tracing::error!(target = %self.target, code = error.code().name(), "{detail}");
                         self.troubles.payload = Some(Trouble::new(error.code().name(), detail));
                     }
