@@ -189,7 +189,7 @@ impl Config {
         let reach = ["hub", "provisioning"].iter().find_map(|name| Some(table.get(*name)?.span()));
         let whole = Spanned::new(span, DeValue::Table(table.clone()));
         let mut config = Self::deserialize(ValueDeserializer::from(whole))?;
-        mistakes::relative_paths(&table)?;
+        mistakes::of_values(&table)?;
         config.targets = target::read(table.clone())?;
         if config.targets.is_empty() {
             return Err(serde::de::Error::custom(

@@ -120,6 +120,16 @@ fn each_mistake_is_told_at_its_place_with_what_would_be_right() {
         ("probation_seconds = 600", "probation_seconds = 0", "24:21: probation_seconds of [limits] is zero"),
         ("retry_seconds = 60", "retry_seconds = 0", "34:17: retry_seconds of [locks] is zero"),
         ("timeout_seconds = 600", "timeout_seconds = 0", "timeout_seconds is 0: at least 1"),
+        (
+            "retry_seconds = 60",
+            "retry_seconds = 1000000001",
+            "34:17: a number of seconds, from 0 to 1000000000",
+        ),
+        (
+            "device = \"/dev/watchdog0\"",
+            "timeout_seconds = 0",
+            "40:19: a number of seconds, from 1 to 1000000000",
+        ),
         ("500 KiB/s", "500 KiB", "26:8: \"500 KiB\" is not a rate: a whole number and B/s"),
         ("\"200 MiB\"", "200", "29:14: invalid type: integer `200`, expected text with a unit: \"30 s\""),
         ("200 MiB", "1.5 GiB", "29:14: \"1.5 GiB\" is not a size: a whole number"),

@@ -89,8 +89,11 @@ const PATHS: [&str; 23] = [
     "workload.kubeconfig",
 ];
 
-/// Refuses paths that depend on where the agent is started: as a service it is in `/`.
-pub(super) fn relative_paths(table: &DeTable<'_>) -> Result<(), Error> {
+/// Thirty years: what is longer is a slip, and no clock can add it up.
+const LONGEST_SECONDS: i64 = 1_000_000_000;
+
+/// Refuses paths that depend on where the agent is started (as a service it is in `/`), and times that cannot be meant.
+pub(super) fn of_values(table: &DeTable<'_>) -> Result<(), Error> {
     table.iter().try_for_each(|(name, value)| match (&**name.get_ref(), value.get_ref()) {
         ("component" | "workload", DeValue::Table(targets)) => {
             targets.values().try_for_each(|value| below(name.get_ref().to_string(), value))
@@ -112,6 +115,17 @@ fn below(path: String, value: &Spanned<DeValue<'_>>) -> Result<(), Error> {
             }
             let message = format!("{text:?} is not an absolute path: as a service the agent is started in /");
             Err(at(value.span(), message))
+        }
+        DeValue::Integer(number) if path.ends_with("_seconds") => {
+            let least = i64::from(path == "watchdog.timeout_seconds");
+            if number
+                .as_str()
+                .parse::<i64>()
+                .is_ok_and(|seconds| (least..=LONGEST_SECONDS).contains(&seconds))
+            {
+                return Ok(());
+            }
+            Err(at(value.span(), format!("a number of seconds, from {least} to {LONGEST_SECONDS}")))
         }
         _ => Ok(()),
     }
